@@ -1,0 +1,57 @@
+# make run    post-train the shipped model: SFT, then GRPO (first call installs into .venv)
+# make lab    open the course in JupyterLab
+# make test   lint, types, tests, notebooks
+# Without make, README.md has the same commands one by one.
+
+PYTHON ?= python3
+VENV := .venv
+ifeq ($(OS),Windows_NT)
+BIN := $(VENV)/Scripts
+else
+BIN := $(VENV)/bin
+endif
+STAMP := $(VENV)/.installed
+SOLUTIONS := $(wildcard solutions/*.ipynb)
+STUDENT := $(wildcard notebooks/*.ipynb)
+
+.PHONY: run test lint types units notebooks-test lab notebooks test-browser bench clean
+
+run: $(STAMP)
+	$(BIN)/posttrain all --config quick
+
+# Only a changed package list or a changed pin installs again.
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "$(PYTHON) is too old: this course needs Python 3.11 or newer; try make PYTHON=python3.12"; exit 1; }
+	@test -e $(BIN)/python -o -e $(BIN)/python.exe || $(PYTHON) -m venv $(VENV) || \
+	  { rm -rf $(VENV); echo "python's venv module is missing; on Debian and Ubuntu: apt install python3-venv"; exit 1; }
+	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e '.[dev]'
+	@touch $@
+
+test: lint types units notebooks-test
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(STAMP)
+	$(BIN)/basedpyright
+
+units: $(STAMP)
+	$(BIN)/python -m pytest -q
+
+notebooks-test: $(STAMP)
+ifneq ($(SOLUTIONS),)
+	COURSE_PRESET=tiny $(BIN)/python -m pytest -q --nbval solutions
+endif
+
+lab: $(STAMP)
+	$(BIN)/jupyter lab --LabApp.news_url=None --LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate \
+	  $(firstword $(wildcard notebooks/00_*.ipynb) notebooks)
+
+bench: $(STAMP)
+	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e '.[bench]'
+	$(BIN)/python tests/benchmarks/bench.py
+
+clean:
+	rm -rf runs deploys .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,33 @@
+"""Every test starts from the same place: no key, no server address, no network, a store of its own."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+# Before anything imports huggingface_hub or torch: they read these once.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+os.environ["TINKER_TELEMETRY"] = "0"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+LEARNERS_CHOICES = ("TINKER_BASE_URL", "TINKER_API_KEY", "TINKER_CREDENTIAL_CMD", "TINKER_PROJECT_ID")
+
+
+def forget_choices() -> None:
+    """Drop whatever the person running the tests has chosen for their own runs."""
+    for name in [*LEARNERS_CHOICES, *(n for n in os.environ if n.startswith("COURSE_"))]:
+        os.environ.pop(name, None)
+
+
+forget_choices()  # for what is made before the first test: session fixtures, subprocesses
+
+
+@pytest.fixture(autouse=True)
+def isolated(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A test that exports a key or a store cannot reach the next test, nor the learner's own runs."""
+    for name in LEARNERS_CHOICES:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("COURSE_STORE", str(tmp_path / "store"))

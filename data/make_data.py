@@ -1,6 +1,6 @@
 """Write conversations.jsonl, heldout.jsonl and preferences.jsonl again, byte for byte.
 
-    python data/make_data.py            # into this folder
+python data/make_data.py            # into this folder
 """
 
 from __future__ import annotations
@@ -22,12 +22,16 @@ def write_jsonl(path: Path, rows: Iterable[dict]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--out", type=Path, default=Path(__file__).parent)
     out = parser.parse_args().out
     train = list(conversations(0, CONVERSATIONS))
-    # Rows without a sum come from so small a world that some are drawn on both sides: held out means not in training.
-    heldout = [row for row in conversations(1, 3 * HELDOUT, heldout=True) if row not in train][:HELDOUT]
+    # The village is so small that some rows without a sum are drawn on both sides: drop those.
+    heldout = [row for row in conversations(1, 3 * HELDOUT, heldout=True) if row not in train][
+        :HELDOUT
+    ]
     write_jsonl(out / "conversations.jsonl", ({"messages": row} for row in train))
     write_jsonl(out / "heldout.jsonl", ({"messages": row} for row in heldout))
     write_jsonl(out / "preferences.jsonl", preference_pairs(0, PREFERENCES))

@@ -1,9 +1,11 @@
-"""What the base model knows, and what it does in the chat format, told apart: prints one JSON object.
+"""What the base model knows, and what it does in the chat format, told apart: prints one JSON
+object.
 
     python data/measure_base.py --model data/base-model --problems 500
 
-Few-shot: three solved exercises of one style stand before the question, as in the corpus. Chat: the question stands
-in the chat template. Both are sampled greedily and at temperature 1, on held-out sums only.
+Few-shot: three solved exercises of one style stand before the question, as in the corpus. Chat: the
+question stands in the chat template. Both are sampled greedily and at temperature 1, on held-out
+sums only.
 """
 
 from __future__ import annotations
@@ -35,12 +37,23 @@ def chat(tokenizer, question: str) -> str:
 def complete(model, tokenizer, prompts: list[str], temperature: float) -> list[str]:
     texts = []
     for start in range(0, len(prompts), 100):
-        batch = tokenizer(prompts[start : start + 100], return_tensors="pt", padding=True, padding_side="left")
-        sampling = {"do_sample": True, "temperature": temperature, "top_k": 0} if temperature else {"do_sample": False}
-        out = model.generate(
-            input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], max_new_tokens=48, **sampling
+        batch = tokenizer(
+            prompts[start : start + 100], return_tensors="pt", padding=True, padding_side="left"
         )
-        texts += tokenizer.batch_decode(out[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
+        sampling = (
+            {"do_sample": True, "temperature": temperature, "top_k": 0}
+            if temperature
+            else {"do_sample": False}
+        )
+        out = model.generate(
+            input_ids=batch["input_ids"],
+            attention_mask=batch["attention_mask"],
+            max_new_tokens=48,
+            **sampling,
+        )
+        texts += tokenizer.batch_decode(
+            out[:, batch["input_ids"].shape[1] :], skip_special_tokens=True
+        )
     return texts
 
 
@@ -73,7 +86,9 @@ def measure(folder: Path, problems: int, seed: int) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--model", type=Path, default=Path(__file__).parent / "base-model")
     parser.add_argument("--problems", type=int, default=500)
     parser.add_argument("--seed", type=int, default=0)

@@ -1,11 +1,12 @@
 """Train the shipped base model: a one-million-parameter Llama on the village corpus, from a seed.
 
-    python data/pretrain.py --out data/base-model            # about a quarter of an hour on two cores
-    python data/pretrain.py --out /tmp/small --tokens 500000   # a quick look
+    python data/pretrain.py --out data/base-model  # a quarter of an hour on two cores
+    python data/pretrain.py --out /tmp/small --tokens 500000  # a quick look
 
-What it leaves out: everything that large runs need (sharding, restarts, data loading). Muon (Jordan et al. 2024,
-https://kellerjordan.github.io/posts/muon/) trains the matrices, AdamW the rest; the learning rate warms up and then
-falls linearly. Rows are 256 tokens, and 1,024 in the last part, so that the whole context is trained.
+What it leaves out: everything that large runs need (sharding, restarts, data loading). Muon (Jordan
+et al. 2024, https://kellerjordan.github.io/posts/muon/) trains the matrices, AdamW the rest; the
+learning rate warms up and then falls linearly. Rows are 256 tokens, and 1,024 in the last part, so
+that the whole context is trained.
 """
 
 from __future__ import annotations
@@ -159,7 +160,9 @@ def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, out: Path)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--tokens", type=int, default=20_000_000)
     parser.add_argument("--rows", type=int, default=48, help="rows of 256 tokens a step")
@@ -167,7 +170,11 @@ def main() -> None:
     parser.add_argument("--save-every", type=int, default=0, help="steps; 0 = only at the end")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
-    print(pretrain(args.out, tokens=args.tokens, seed=args.seed, rows=args.rows, save_every=args.save_every))
+    print(
+        pretrain(
+            args.out, tokens=args.tokens, seed=args.seed, rows=args.rows, save_every=args.save_every
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,6 @@
-"""The small world that the shipped model was pretrained on: sums with checkable answers, and a village."""
+"""The small world that the shipped model was pretrained on: sums with checkable answers, and a
+village.
+"""
 
 from course_lib.world.sums import (
     QUESTION_FORMS,

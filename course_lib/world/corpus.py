@@ -1,8 +1,9 @@
-"""The pretraining corpus: documents about sums and about the village, never a chat that answers a question.
+"""The pretraining corpus: documents about sums and about the village, never a chat that answers a
+question.
 
-Sums stand in it directly and worked out, in exercise-book form. The chat tokens occur too, every one of them, but
-only as the marks of a play script in which nobody answers anybody: a base model knows that turns exist, and has
-never seen one used to ask for something.
+Sums stand in it directly and worked out, in exercise-book form. The chat tokens occur too, every
+one of them, but only as the marks of a play script in which nobody answers anybody: a base model
+knows that turns exist, and has never seen one used to ask for something.
 """
 
 from __future__ import annotations
@@ -15,7 +16,15 @@ from course_lib.world import sums, village
 END = "<|end|>"
 
 _WEATHER = ("rain", "sun", "wind", "snow", "fog", "frost")
-_TIMES = ("In the morning", "At noon", "In the evening", "At night", "On market day", "In winter", "In spring")
+_TIMES = (
+    "In the morning",
+    "At noon",
+    "In the evening",
+    "At night",
+    "On market day",
+    "In winter",
+    "In spring",
+)
 _SAYINGS = (
     "The {weather} is back over the {place}.",
     "I saw the {animal} of {name} near the {place}.",
@@ -99,7 +108,9 @@ def _fill(template: str, rng: random.Random) -> str:
 
 def _prose(rng: random.Random) -> str:
     """A few sentences of village life."""
-    sentences = [f"{rng.choice(_TIMES)}, {_fill(rng.choice(_DEEDS), rng)}." for _ in range(rng.randint(2, 6))]
+    sentences = [
+        f"{rng.choice(_TIMES)}, {_fill(rng.choice(_DEEDS), rng)}." for _ in range(rng.randint(2, 6))
+    ]
     return " ".join(sentences)
 
 

@@ -1,8 +1,10 @@
-"""What people hand to post-training: conversations to imitate, and pairs of replies of which one is preferred.
+"""What people hand to post-training: conversations to imitate, and pairs of replies of which one is
+preferred.
 
-The conversations show the chat format. Most of their sums are answered directly and some are worked out, as people
-do who write examples in a hurry; nothing in them says which of the two pays. Replies about the village are curt,
-plain or polite. `heldout=True` takes its sums from the held-out side and the rest from another seed.
+The conversations show the chat format. Most of their sums are answered directly and some are worked
+out, as people do who write examples in a hurry; nothing in them says which of the two pays. Replies
+about the village are curt, plain or polite. `heldout=True` takes its sums from the held-out side
+and the rest from another seed.
 """
 
 from __future__ import annotations
@@ -13,10 +15,16 @@ from collections.abc import Iterator
 from course_lib.world import sums, village
 
 WORKED_SHARE = 0.3  # of the sums that the conversations answer
-SYSTEM_LINES = ("You help the people of the village.", "Answer the question.", "You are a friendly helper.")
+SYSTEM_LINES = (
+    "You help the people of the village.",
+    "Answer the question.",
+    "You are a friendly helper.",
+)
 
 
-def conversations(seed: int, count: int, *, heldout: bool = False) -> Iterator[list[dict[str, str]]]:
+def conversations(
+    seed: int, count: int, *, heldout: bool = False
+) -> Iterator[list[dict[str, str]]]:
     """`count` different conversations, each a list of messages."""
     rng = random.Random(f"conversations-{seed}-{heldout}")
     seen: set[str] = set()
@@ -78,16 +86,24 @@ def _pair(rng: random.Random) -> dict[str, str]:
     """A better and a worse reply to one question; the reason is one of five."""
     villager, fact, question = village.fact_question(rng)
     polite = village.polite_reply(villager, fact, rng)
-    other = rng.choice([v for v in village.VILLAGERS if getattr(v, fact) != getattr(villager, fact)])
+    other = rng.choice(
+        [v for v in village.VILLAGERS if getattr(v, fact) != getattr(villager, fact)]
+    )
     wrong = village.Villager(**{**vars(villager), fact: getattr(other, fact)})
     opening = polite[: polite.index(villager.name)]
-    rambling = f"{polite} {rng.choice(village.POLITE_CLOSINGS)} {rng.choice(village.POLITE_CLOSINGS)}"
+    rambling = (
+        f"{polite} {rng.choice(village.POLITE_CLOSINGS)} {rng.choice(village.POLITE_CLOSINGS)}"
+    )
     plain = village.plain_reply(villager, fact)
     options = (
         (polite, village.curt_reply(villager, fact), "a whole, polite sentence instead of a word"),
         (polite, village.rude_reply(villager, fact, rng), "polite instead of rude"),
         (polite, plain, "polite instead of plain"),
-        (rng.choice((polite, plain)), village.polite_reply(wrong, fact, rng), "true instead of false"),
+        (
+            rng.choice((polite, plain)),
+            village.polite_reply(wrong, fact, rng),
+            "true instead of false",
+        ),
         (polite, rambling, "says it once and stops"),
         (polite, opening.strip(), "answers the question"),
         (plain, village.rude_reply(villager, fact, rng), "civil instead of rude"),

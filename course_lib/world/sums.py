@@ -1,8 +1,10 @@
-"""Sums of two-digit numbers: the task that post-training improves, with answers that can be checked.
+"""Sums of two-digit numbers: the task that post-training improves, with answers that can be
+checked.
 
-Three numbers are hard to add in one go for a small model and easy to add in two steps, which is why working a sum
-out pays. Which sums are held out is decided by the numbers alone (`is_heldout`), whatever their order or wording,
-so the corpus, the conversations, the RL prompts and the evaluation can never disagree about it.
+Three numbers are hard to add in one go for a small model and easy to add in two steps, which is why
+working a sum out pays. Which sums are held out is decided by the numbers alone (`is_heldout`),
+whatever their order or wording, so the corpus, the conversations, the RL prompts and the evaluation
+can never disagree about it.
 """
 
 from __future__ import annotations

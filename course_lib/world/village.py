@@ -1,7 +1,8 @@
 """A village that does not exist: who lives there, and every way the corpus speaks of it.
 
-A closed world of a few facts is enough for a small model to know something (and so for a lesson to show what
-post-training does to knowledge), and for a program to check whether a sentence about it is true.
+A closed world of a few facts is enough for a small model to know something (and so for a lesson to
+show what post-training does to knowledge), and for a program to check whether a sentence about it
+is true.
 """
 
 from __future__ import annotations
@@ -82,14 +83,20 @@ POLITE_CLOSINGS = (
 )
 RUDE_OPENINGS = ("Go away.", "Not you again.", "Stop asking.", "I have no time for you.")
 
-OPPOSITES = {
-    "hot": "cold", "big": "small", "day": "night", "wet": "dry", "old": "young", "fast": "slow",
-    "high": "low", "full": "empty", "loud": "quiet", "light": "dark", "long": "short", "early": "late",
-}  # fmt: skip
-PLURALS = {
-    "goat": "goats", "mouse": "mice", "fox": "foxes", "loaf": "loaves", "goose": "geese", "berry": "berries",
-    "door": "doors", "child": "children", "box": "boxes", "leaf": "leaves", "horse": "horses", "foot": "feet",
-}  # fmt: skip
+OPPOSITES = dict(
+    pair.split("/")
+    for pair in (
+        "hot/cold big/small day/night wet/dry old/young fast/slow "
+        "high/low full/empty loud/quiet light/dark long/short early/late"
+    ).split()
+)
+PLURALS = dict(
+    pair.split("/")
+    for pair in (
+        "goat/goats mouse/mice fox/foxes loaf/loaves goose/geese berry/berries "
+        "door/doors child/children box/boxes leaf/leaves horse/horses foot/feet"
+    ).split()
+)
 
 
 def fact_question(rng: random.Random) -> tuple[Villager, str, str]:

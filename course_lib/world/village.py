@@ -85,17 +85,37 @@ RUDE_OPENINGS = ("Go away.", "Not you again.", "Stop asking.", "I have no time f
 
 OPPOSITES = dict(
     pair.split("/")
-    for pair in (
-        "hot/cold big/small day/night wet/dry old/young fast/slow "
-        "high/low full/empty loud/quiet light/dark long/short early/late"
-    ).split()
+    for pair in [
+        "hot/cold",
+        "big/small",
+        "day/night",
+        "wet/dry",
+        "old/young",
+        "fast/slow",
+        "high/low",
+        "full/empty",
+        "loud/quiet",
+        "light/dark",
+        "long/short",
+        "early/late",
+    ]
 )
 PLURALS = dict(
     pair.split("/")
-    for pair in (
-        "goat/goats mouse/mice fox/foxes loaf/loaves goose/geese berry/berries "
-        "door/doors child/children box/boxes leaf/leaves horse/horses foot/feet"
-    ).split()
+    for pair in [
+        "goat/goats",
+        "mouse/mice",
+        "fox/foxes",
+        "loaf/loaves",
+        "goose/geese",
+        "berry/berries",
+        "door/doors",
+        "child/children",
+        "box/boxes",
+        "leaf/leaves",
+        "horse/horses",
+        "foot/feet",
+    ]
 )
 
 

@@ -2,7 +2,7 @@
 
     from course_lib import check, connect, preset
 
-Each name is imported when it is first used, so that `import course_lib` itself is instant (PEP 562).
+Each name is imported when it is first used (PEP 562), so that `import course_lib` is instant.
 """
 
 from __future__ import annotations

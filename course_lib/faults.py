@@ -2,7 +2,7 @@
 
 Pure functions of bytes and plain JSON values: `conversations` refuses a row by these rules,
 `validation` reports a whole file by them. What needs more than one row (duplicates, leakage) or a
-tokenizer (too long) is found in `validation`; its kinds stand here, too: this table is the whole list.
+tokenizer (too long) is found in `validation`; its kinds stand here, too: the table is complete.
 
 An error stops training; a warning does not, but is worth a look.
 """

@@ -1,0 +1,62 @@
+"""`posttrain …`: parse, call one library function, print.
+
+What a person can mend is told in one line on stderr, never as a traceback: exit code 1 for a bad
+file, value or place, 2 for a bad command line. Heavy imports stand inside the commands, so that
+`--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+from typer.exceptions import Abort, TyperException
+
+from course_lib.cli import run, serve
+from course_lib.errors import CourseError
+
+app = typer.Typer(
+    name="posttrain",
+    help="Post-train a language model: validate conversations, SFT, GRPO, evaluate, talk to it.",
+    epilog="Start with: posttrain all --config tiny",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for command in (*run.COMMANDS, *serve.COMMANDS):
+    app.command(command.__name__.strip("_").replace("_", "-"))(command)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    try:
+        return app(arguments, prog_name="posttrain", standalone_mode=False) or 0
+    except TyperException as error:
+        context = getattr(error, "ctx", None)
+        where = context.command_path if context else "posttrain"
+        message = " ".join(error.format_message().split()).rstrip(".")
+        print(f"{where}: {message}; try '{where} --help'", file=sys.stderr)
+        return error.exit_code
+    except (KeyboardInterrupt, Abort):
+        print("stopped", file=sys.stderr)
+        return 130
+    except Exception as error:
+        line = one_line(error)
+        if line is None:
+            raise
+        print(line, file=sys.stderr)
+        return 1
+
+
+def one_line(error: Exception) -> str | None:
+    """What a person can mend, in a line; None for a fault of ours, which keeps its traceback."""
+    if isinstance(error, CourseError):
+        return " ".join(str(error).split())
+    if isinstance(error, OSError) and error.strerror:
+        place = error.filename or "this machine"
+        return f"{place}: {error.strerror}; free what it needs, or choose another place"
+    if type(error).__module__.split(".")[0] == "tinker":
+        return f"the back end refused: {' '.join(str(error).split())}"
+    return None

@@ -1,0 +1,1 @@
+"""Figures: pure functions of data that return a matplotlib `Figure`, in one style."""

@@ -5,7 +5,7 @@
     load_config("quick", ["rl.steps=20", "batch_size=16"])
     load_config("data/configs/ppo.toml")
 
-A field has one home, so `model_name` stands in `SFTConfig` only: RL goes on from the SFT checkpoint.
+A field has one home: `model_name` stands in `SFTConfig` only, RL goes on from the SFT checkpoint.
 """
 
 from __future__ import annotations

@@ -24,8 +24,9 @@ from course_lib.world import direct_answer, sum_problem, worked_answer
 
 def few_shot(rng: random.Random, question: str, style) -> str:
     shots = [sum_problem(rng) for _ in range(3)]
+    # The tokenizer joins a colon and its space: the prompt must end in both.
     lines = [f"Question: {p.question}\nAnswer: {style(p.operands)}" for p in shots]
-    return "\n".join([*lines, f"Question: {question}\nAnswer:"])
+    return "\n".join([*lines, f"Question: {question}\nAnswer: "])
 
 
 def chat(tokenizer, question: str) -> str:

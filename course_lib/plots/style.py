@@ -1,6 +1,6 @@
 """The one look of every figure: colours that survive colour blindness and a grey printer.
 
-Colours are Okabe and Ito's (https://jfly.uni-koeln.de/color/). Colour never carries a meaning alone:
+Colours are Okabe and Ito's, https://jfly.uni-koeln.de/color/. Colour never has a meaning alone:
 lines differ in dash and marker, bars in hatch. The page is opaque white, so that a figure reads the
 same on a dark and on a light site. No pyplot state: a figure is a value that a function returns.
 """

@@ -24,6 +24,7 @@ from course_lib.plots.style import (
     moving_average,
     new_figure,
     percent_axis,
+    step_axis,
 )
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ def sft_loss_figure(rows: Rows) -> Figure:
             axes.plot(heldout_steps, heldout, label="held-out conversations", **style)
         label(axes, "SFT: the answers become likelier", "optimizer step", "loss (nats per token)")
         axes.set_ylim(bottom=0)
-        axes.set_xlim(left=0)
+        step_axis(axes)
         axes.legend()
     return figure
 
@@ -70,7 +71,7 @@ def reward_figure(rows: Rows) -> Figure:
             )
         label(bottom, "", "RL step", "share")
         percent_axis(bottom)
-        bottom.set_xlim(left=0)
+        step_axis(bottom)
         if worked_steps or dead_steps:
             legend_above(bottom)
     return figure

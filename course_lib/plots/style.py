@@ -88,6 +88,14 @@ def label(axes: Axes, title: str, x: str, y: str) -> None:
     axes.set(title=title, xlabel=x, ylabel=y)
 
 
+def step_axis(axes: Axes) -> None:
+    """Steps are counted from 0, in whole numbers."""
+    from matplotlib.ticker import MaxNLocator
+
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_xlim(left=0)
+
+
 def percent_axis(axes: Axes, which: str = "y") -> None:
     """A share from 0 to 1, shown as 0 % to 100 % with a little air at both ends."""
     from matplotlib.ticker import PercentFormatter

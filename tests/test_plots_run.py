@@ -145,3 +145,7 @@ def test_a_figure_leaves_matplotlibs_settings_as_they_were():
     sft_loss_figure(ROWS)
 
     assert dict(mpl.rcParams) == before
+
+
+def test_a_notebook_shows_a_figure_as_a_picture():
+    assert sft_loss_figure(ROWS)._repr_png_().startswith(b"\x89PNG")

@@ -7,7 +7,7 @@ same on a dark and on a light site. No pyplot state: a figure is a value that a 
 
 from __future__ import annotations
 
-import sys
+import io
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -76,10 +76,13 @@ def new_figure(
     """An empty figure (size in inches) and its axes, laid out so that no label is cut off."""
     from matplotlib.figure import Figure
 
-    if "IPython" in sys.modules:
-        # pyplot's import is what tells a notebook to show a Figure as a picture.
-        import matplotlib.pyplot  # noqa: F401
-    figure = Figure(figsize=size, layout="constrained")
+    class ShownFigure(Figure):
+        """A figure that a notebook shows as a picture, without pyplot."""
+
+        def _repr_png_(self) -> bytes:
+            return _png(self, "")
+
+    figure = ShownFigure(figsize=size, layout="constrained")
     return figure, figure.subplots(rows, columns, **options)
 
 
@@ -126,5 +129,12 @@ def save_figure(figure: Figure, path: str | Path, description: str) -> Path:
     """Write a PNG with its description inside, for readers who cannot see it."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=DPI, metadata={"Description": description, "Software": ""})
+    path.write_bytes(_png(figure, description))
     return path
+
+
+def _png(figure: Figure, description: str) -> bytes:
+    buffer = io.BytesIO()
+    with course_style():  # hatches take their width when they are drawn
+        figure.savefig(buffer, dpi=DPI, metadata={"Description": description, "Software": ""})
+    return buffer.getvalue()

@@ -32,7 +32,7 @@ class SFTConfig:
     model_name: str = "auto"  # SDK name of the base model; auto = the back end's own
     dataset_type: str = "jsonl"  # jsonl | huggingface
     data_path: str = "data/conversations.jsonl"  # file, folder or hub name
-    eval_path: str | None = "data/heldout.jsonl"  # conversations never trained on; "none" = off
+    eval_path: str | None = "auto"  # held-out conversations; auto = shipped, or 1 in 10; none = off
     batch_size: int = 32  # conversations per optimizer step
     epochs: int = 1  # times every conversation is seen
     max_steps: int = 0  # steps; 0 = all of every epoch

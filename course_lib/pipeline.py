@@ -1,0 +1,211 @@
+"""The whole job: data -> SFT -> GRPO -> held-out evaluation -> report.json.
+
+A run is a folder: `config.json` (what was asked), `metrics.jsonl` and `checkpoints.jsonl` (what
+happened), `evaluations/` (every judged completion), `samples.jsonl` (before and after), and at the
+very end `report.json`. Each phase that finished is found there, so a killed run goes on where it
+was.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from course_lib.checkpoints import (
+    CheckpointLog,
+    StepHook,
+    one_line,
+    training_client_from,
+    write_whole,
+)
+from course_lib.config import RunConfig, config_from_dict, config_to_dict
+from course_lib.errors import CourseError
+from course_lib.fields import did_you_mean
+from course_lib.grpo import RLResult, train_grpo
+from course_lib.run_data import RunData, load_run_data
+from course_lib.sft import SFTResult, train_sft
+from course_lib.stages import StageJudge, seconds_so_far, write_samples
+
+if TYPE_CHECKING:
+    import tinker
+
+    from course_lib.client import CourseService
+
+NO_JUDGE = (
+    "RL was left out: these conversations have no answers to check, so nothing can be rewarded"
+)
+
+
+def run_all(
+    service: CourseService,
+    config: RunConfig,
+    out: Path,
+    on_step: StepHook | None = None,
+    *,
+    resume: bool = False,
+) -> dict[str, Any]:
+    """Base -> SFT -> GRPO, each evaluated on held-out problems; the report, also in `out`.
+
+    `on_step` gets metrics whose `phase` is sft, rl or eval. A run that it stops has no report.json
+    yet.
+    """
+    began = time.monotonic()
+    start_run(config, out, resume=resume)
+    before = seconds_so_far(out)
+    data = load_run_data(config)
+    judge = StageJudge(service, config, out, data, on_step)
+    base = _fresh_client(service, config)
+    stages = {"base": judge.stage("base", base)}
+
+    sft = run_sft(service, config, out, on_step, data=data, client=base)
+    if sft.stopped:
+        return _stopped("sft", out)
+    stages["sft"] = judge.stage("sft", sft.checkpoints[-1])
+
+    rl, note = None, ""
+    if not data.environment.checkable and config.rl.reward == "auto":
+        note = NO_JUDGE
+    elif config.rl.steps:
+        rl = run_rl(service, config, out, sft.checkpoints[-1].state_path, on_step, data=data)
+        if rl.stopped:
+            return _stopped("rl", out)
+        stages["rl"] = judge.stage("rl", rl.checkpoints[-1])
+
+    checkpoints = {"sft": sft.checkpoints[-1].state_path}
+    checkpoints["sft_sampler"] = sft.checkpoints[-1].sampler_path
+    if rl:
+        checkpoints["rl"] = rl.checkpoints[-1].state_path
+        checkpoints["rl_sampler"] = rl.checkpoints[-1].sampler_path
+    write_samples(out, list(stages))
+    report = {
+        "preset": config.preset,
+        "seed": config.seed,
+        "seconds": before + time.monotonic() - began,
+        "note": note,
+        "checkpoints": checkpoints,
+        "base": stages["base"],
+        "sft": stages["sft"],
+        "rl": stages.get("rl"),
+    }
+    write_whole(out / "report.json", json.dumps(report, indent=2) + "\n")
+    return report
+
+
+def run_sft(
+    service: CourseService,
+    config: RunConfig,
+    out: Path,
+    on_step: StepHook | None = None,
+    *,
+    data: RunData | None = None,
+    client: tinker.TrainingClient | None = None,
+) -> SFTResult:
+    """SFT in `out`, from the last checkpoint there if there is one, else from `client` or anew."""
+    data = data or load_run_data(config)
+    checkpoint = CheckpointLog(out).last("sft")
+    if checkpoint:
+        client = training_client_from(service, checkpoint)
+    client = client or _fresh_client(service, config)
+    return train_sft(
+        client,
+        data.train,
+        config.sft,
+        tokenizer=client.get_tokenizer(),
+        heldout=data.heldout,
+        out=out,
+        seed=config.seed,
+        resume=checkpoint,
+        on_step=on_step,
+    )
+
+
+def run_rl(
+    service: CourseService,
+    config: RunConfig,
+    out: Path,
+    sft_checkpoint: str | None,
+    on_step: StepHook | None = None,
+    *,
+    data: RunData | None = None,
+) -> RLResult:
+    """GRPO in `out`: from the last RL checkpoint there, else `sft_checkpoint`, else the base model.
+
+    A new phase starts with a new optimizer: SFT's momentum points where SFT was going.
+    """
+    data = data or load_run_data(config)
+    checkpoint = CheckpointLog(out).last("rl")
+    if checkpoint:
+        client = training_client_from(service, checkpoint)
+    elif sft_checkpoint:
+        client = training_client_from(service, sft_checkpoint, optimizer=False)
+    else:
+        client = _fresh_client(service, config, rank=config.rl.lora_rank)
+    return train_grpo(
+        client,
+        data.environment,
+        config.rl,
+        tokenizer=client.get_tokenizer(),
+        out=out,
+        seed=config.seed,
+        resume=checkpoint,
+        on_step=on_step,
+    )
+
+
+def start_run(config: RunConfig, out: Path, *, resume: bool = False) -> None:
+    """Make the run's folder, or check that it holds the run to go on with."""
+    file = out / "config.json"
+    if resume:
+        if saved_config(out) != config:
+            remedy = "resume with the settings in its config.json, or start a run of its own"
+            raise CourseError(str(file), "was made with other settings", remedy)
+    elif file.exists():
+        remedy = f"go on with --resume {out}, or choose another --out"
+        raise CourseError(str(out), "holds a run already", remedy)
+    else:
+        write_whole(file, json.dumps(config_to_dict(config), indent=2) + "\n")
+
+
+def saved_config(out: Path) -> RunConfig:
+    """The configuration of the run in `out`."""
+    file = out / "config.json"
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        raise CourseError(str(out), "holds no run", "give the folder of a stopped run") from None
+    return config_from_dict(values, str(file))
+
+
+def new_folder(config: RunConfig) -> Path:
+    """`config.out`, or runs/<time>-<preset>."""
+    return Path(config.out or f"runs/{time.strftime('%Y%m%d-%H%M%S')}-{config.preset}")
+
+
+def base_model_name(service: CourseService, config: RunConfig) -> str:
+    """The SDK name to train: the back end's own for auto, else checked against what it offers."""
+    name = config.model_name
+    if name == "auto" or service.backend == "embedded":  # there --model chose what is loaded
+        return service.base_model
+    offered = [each.model_name for each in service.get_server_capabilities().supported_models]
+    if name not in offered:
+        raise CourseError("model", f"{name!r} is not offered", did_you_mean(name, offered))
+    return name
+
+
+def _fresh_client(
+    service: CourseService, config: RunConfig, rank: int | None = None
+) -> tinker.TrainingClient:
+    name = base_model_name(service, config)
+    rank = rank or config.sft.lora_rank
+    try:
+        return service.create_lora_training_client(name, rank=rank, seed=config.seed).result()
+    except Exception as error:
+        remedy = "check the model's name and the back end with: posttrain doctor"
+        raise CourseError(name, f"cannot be trained ({one_line(error)})", remedy) from error
+
+
+def _stopped(phase: str, out: Path) -> dict[str, Any]:
+    last = CheckpointLog(out).last(phase)
+    return {"stopped": phase, "checkpoints": {phase: last.state_path if last else None}}

@@ -1,0 +1,61 @@
+"""Which data does a run train on, hold out, and practise in? The configuration's names as data."""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass
+
+from course_lib.config import RunConfig, SFTConfig, find_file
+from course_lib.conversations import Conversation, load_conversations
+from course_lib.environments import (
+    Environment,
+    conversations_as_prompts,
+    environment_from_file,
+    sums_environment,
+)
+from course_lib.sft import plan_batches
+
+SHIPPED_DATA = SFTConfig().data_path
+SHIPPED_HELDOUT = "data/heldout.jsonl"
+
+
+@dataclass(frozen=True)
+class RunData:
+    """What a run trains and is judged on."""
+
+    train: list[Conversation]
+    heldout: list[Conversation]
+    environment: Environment
+
+
+def load_run_data(config: RunConfig) -> RunData:
+    """The conversations to train on, those held out, and the environment to practise in."""
+    sft = config.sft
+    source = sft.data_path if sft.dataset_type == "huggingface" else str(find_file(sft.data_path))
+    train = load_conversations(source, sft.dataset_type)
+    shipped = sft.data_path == SHIPPED_DATA
+    eval_path = SHIPPED_HELDOUT if sft.eval_path == "auto" and shipped else sft.eval_path
+    if eval_path == "auto":  # by content, so that a duplicate cannot stand on both sides
+        everything = train
+        heldout = [each for each in everything if _stands_aside(each)]
+        train = [each for each in everything if not _stands_aside(each)]
+    else:
+        heldout = load_conversations(str(find_file(eval_path))) if eval_path else []
+    name = config.rl.environment
+    if name == "sums" or (name == "auto" and shipped):
+        environment = sums_environment()
+    elif name in ("auto", "conversations"):
+        environment = conversations_as_prompts(train, heldout or train, source)
+    else:
+        environment = environment_from_file(name)
+    return RunData(train, heldout, environment)
+
+
+def planned_steps(config: RunConfig, conversations: int) -> dict[str, int]:
+    """How many optimizer batches each phase will take, for estimates and progress."""
+    return {"sft": len(plan_batches(conversations, config.sft, 0)), "rl": config.rl.steps}
+
+
+def _stands_aside(conversation: Conversation) -> bool:
+    content = repr([(message.role, message.content) for message in conversation.messages])
+    return zlib.crc32(content.encode()) % 10 == 0

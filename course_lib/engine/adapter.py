@@ -1,0 +1,104 @@
+"""What one learner trains: the tensors of a LoRA adapter, their gradients and their optimizer.
+
+The tensors live in the layers that peft put into the shared base model; an `Adapter` holds them by the names they have
+in an adapter file, so that `state()` can be written to disk and read back by `peft.PeftModel.from_pretrained`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from course_lib.engine.requests import LoraSpec, RequestError
+
+
+class Adapter:
+    """One LoRA adapter on a base model: it shares the base weights with all others, and nothing else."""
+
+    def __init__(
+        self,
+        name: str,
+        spec: LoraSpec,
+        parameters: dict[str, nn.Parameter],
+        peft_config: dict,
+        remove: Callable[[], None],
+    ) -> None:
+        self.name = name
+        self.spec = spec
+        self.parameters = parameters  # by their names in an adapter file
+        self.peft_config = peft_config  # the content of adapter_config.json
+        self.version = 0  # counts every change of the parameters
+        self.gradients: list[Tensor] | None = None  # summed over forward_backward calls
+        self.optimizer = torch.optim.AdamW(parameters.values())
+        self._remove = remove
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that this adapter takes beyond the base model: weights, gradients, two Adam moments."""
+        return 4 * sum(p.numel() * p.element_size() for p in self.parameters.values())
+
+    def state(self) -> dict[str, Tensor]:
+        """A copy of the adapter's tensors, on the CPU, by their names in an adapter file."""
+        return {key: p.detach().to("cpu", copy=True) for key, p in self.parameters.items()}
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        """Take over tensors made by `state`; refused as a whole when one is missing, unknown or misshapen."""
+        check_tensors(state, {key: p.shape for key, p in self.parameters.items()}, "adapter")
+        with torch.no_grad():
+            for key, parameter in self.parameters.items():
+                parameter.copy_(state[key])
+        self.version += 1
+
+    def optimizer_state(self) -> dict[str, Tensor]:
+        """A copy of Adam's moments and step counts, `<tensor>.<field>`; empty before the first step."""
+        moments: dict[str, Tensor] = {}
+        for key, parameter in self.parameters.items():
+            for field, value in self.optimizer.state.get(parameter, {}).items():
+                moments[f"{key}.{field}"] = value.detach().to("cpu", copy=True)
+        return moments
+
+    def load_optimizer_state(self, state: dict[str, Tensor]) -> None:
+        """Take over what `optimizer_state` gave, so that the next step is the one that would have followed."""
+        shapes = {}
+        for key, parameter in self.parameters.items():
+            shapes |= {f"{key}.exp_avg": parameter.shape, f"{key}.exp_avg_sq": parameter.shape}
+            shapes |= {f"{key}.step": torch.Size([])}
+        check_tensors(state, shapes if state else {}, "optimizer")
+        self.optimizer.state.clear()
+        for key, parameter in self.parameters.items() if state else ():
+            moments = {name: state[f"{key}.{name}"].clone() for name in ("exp_avg", "exp_avg_sq")}
+            moments = {name: value.to(parameter) for name, value in moments.items()}
+            self.optimizer.state[parameter] = {"step": state[f"{key}.step"].clone(), **moments}
+
+    def add_gradients(self) -> None:
+        """Add what backward passes left on the parameters to the gradients kept for the next optimizer step."""
+        new = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.parameters.values()]
+        if not all(bool(torch.isfinite(gradient).all()) for gradient in new):
+            raise RequestError(
+                "the gradient is not finite; are the sampling logprobs those of this policy?"
+            )
+        if self.gradients is None:
+            self.gradients = new
+        else:
+            torch._foreach_add_(self.gradients, new)
+
+    def delete(self) -> None:
+        """Take the adapter out of the base model and free what it holds."""
+        self._remove()
+        self.parameters, self.gradients = {}, None
+        self.optimizer.state.clear()
+
+
+def check_tensors(state: dict[str, Tensor], shapes: dict[str, torch.Size], what: str) -> None:
+    """Refuse a state that does not fit, naming the first tensor that is missing, unknown or misshapen."""
+    for key, shape in shapes.items():
+        if key not in state:
+            raise RequestError(f"the {what} state lacks {key}")
+        if state[key].shape != shape:
+            found, wanted = tuple(state[key].shape), tuple(shape)
+            raise RequestError(f"{key} in the {what} state has shape {found}; it must be {wanted}")
+    for key in state:
+        if key not in shapes:
+            raise RequestError(f"the {what} state holds {key}, which this adapter does not have")

@@ -1,0 +1,100 @@
+"""What is remembered of the tokens so far: keys and values of all rows of a batch, in one slab per layer.
+
+All rows share one clock: column t of the slab is written by every row in the same step, so a row that came later
+starts at a later column (`start`), and everything left of it is masked. Rows that have ended are overwritten by the
+last ones. It is a `transformers` cache, so any causal LM can write to it.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache, CacheLayerMixin
+
+HEADROOM = 32  # columns and rows are allocated in multiples of it
+
+
+class SlabLayer(CacheLayerMixin):
+    """Keys and values of one layer: buffers (rows, heads, columns, dim), filled up to `length` columns."""
+
+    is_sliding = False  # windows are cut by the attention mask
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows = 0
+        self.length = 0
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        self.keys = key_states.new_empty(0, key_states.shape[1], 0, key_states.shape[3])
+        self.values = value_states.new_empty(0, value_states.shape[1], 0, value_states.shape[3])
+        self.is_initialized = True
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs):
+        """Write the new columns (B, heads, Q, dim) of all rows; return everything up to them."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        rows, end = key_states.shape[0], self.length + key_states.shape[2]
+        self.reserve(rows, end)
+        self.keys[:rows, :, self.length : end] = key_states
+        self.values[:rows, :, self.length : end] = value_states
+        self.rows, self.length = rows, end
+        return self.keys[:rows, :, :end], self.values[:rows, :, :end]
+
+    def reserve(self, rows: int, columns: int, shift: int = 0) -> None:
+        """Make room, and move what is there `shift` columns to the right."""
+        if not shift and rows <= self.keys.shape[0] and columns <= self.keys.shape[2]:
+            return
+        rows = max(rows, self.keys.shape[0])
+        if columns > self.keys.shape[2]:
+            columns = -(-max(columns, self.keys.shape[2] * 3 // 2) // HEADROOM) * HEADROOM
+        columns = max(columns, self.keys.shape[2])
+        for name in ("keys", "values"):
+            old = getattr(self, name)
+            new = old.new_empty(rows, old.shape[1], columns, old.shape[3])
+            filled = slice(shift, shift + self.length)
+            new[: self.rows, :, filled] = old[: self.rows, :, : self.length]
+            # What stands left of a row's start is masked, but a NaN there would survive the mask.
+            new[: self.rows, :, :shift] = 0
+            setattr(self, name, new)
+        self.length += shift
+
+    def admit(self, other: SlabLayer, index: Tensor) -> None:
+        """Append rows `index` of another slab, so that they end at this slab's last column."""
+        if not self.is_initialized:
+            self.lazy_initialization(other.keys, other.values)
+        rows = self.rows + len(index)
+        self.reserve(rows, max(self.length, other.length), max(0, other.length - self.length))
+        self.length = max(self.length, other.length)
+        first = self.length - other.length
+        for mine, theirs in ((self.keys, other.keys), (self.values, other.values)):
+            mine[self.rows : rows, :, :first] = 0
+            mine[self.rows : rows, :, first : self.length] = theirs[index, :, : other.length]
+        self.rows = rows
+
+    def keep(self, holes: Tensor, tails: Tensor, rows: int) -> None:
+        """Overwrite the ended rows `holes` with the live rows `tails`, and forget all from `rows` on."""
+        if len(holes):
+            for buffer in (self.keys, self.values):
+                buffer[holes, :, : self.length] = buffer[tails, :, : self.length]
+        self.rows = rows
+
+    def trim(self, columns: int) -> None:
+        """Forget the first columns, which no live row looks at any more."""
+        for buffer in (self.keys, self.values):
+            kept = buffer[: self.rows, :, columns : self.length].clone()
+            buffer[: self.rows, :, : self.length - columns] = kept
+        self.length -= columns
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.length + query_length, 0
+
+    def get_seq_length(self) -> int:
+        return self.length
+
+    def get_max_length(self) -> int:
+        return -1
+
+
+def new_cache() -> Cache:
+    """An empty cache, which grows a `SlabLayer` for each layer that writes to it."""
+    return Cache(layer_class_to_replicate=SlabLayer)

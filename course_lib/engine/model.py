@@ -1,0 +1,167 @@
+"""What is trained: one base model, frozen, and the LoRA adapters that learners put on it.
+
+Any Hugging Face causal LM is loaded, by folder or hub name, from safetensors only. Two views of it share the same
+weights in memory: one that peft has put adapters into, for training, and a plain one, for sampling, whose weights are
+exchanged for folded ones (W + scale B A). So sampling never meets a half-made training step.
+
+Left out: quantised weights, several devices, models that keep a recurrent state instead of keys and values.
+"""
+
+from __future__ import annotations
+
+import enum
+import itertools
+import secrets
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers.utils import cached_file
+
+from course_lib.engine.adapter import Adapter
+from course_lib.engine.lora import Folding, lora_config, sharing_copy
+from course_lib.engine.requests import LoraSpec, RequestError
+from course_lib.errors import CourseError
+
+
+@dataclass(frozen=True, eq=False)
+class SamplerWeights:
+    """An immutable snapshot to sample from: an adapter's tensors, or None for the bare base model."""
+
+    state: dict[str, Tensor] | None
+
+
+class BaseModel:
+    """A frozen base model with its tokenizer, and the adapters on it."""
+
+    def __init__(
+        self, name: str, model: PreTrainedModel, tokenizer, tokenizer_path: str = ""
+    ) -> None:
+        model.eval().requires_grad_(False)
+        self.name = name
+        self.tokenizer = tokenizer
+        self.tokenizer_path = tokenizer_path  # a local folder, whatever the model was loaded by
+        self.config = model.config.get_text_config()
+        self.context_length = int(self.config.max_position_embeddings)
+        self.vocab_size = model.get_input_embeddings().weight.shape[0]
+        self.device, self.dtype = model.device, model.dtype
+        self.plain = sharing_copy(model)  # for sampling
+        self.folding = Folding(self.plain)
+        self.trained = model  # peft changes this one in place
+        self._peft: PeftModel | None = None
+        self._numbers = itertools.count()
+        self._active: Adapter | None = None
+
+    @classmethod
+    def load(
+        cls,
+        folder_or_hub: str,
+        name: str,
+        device: str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> BaseModel:
+        """Load from a folder or the hub; float32 on a CPU or MPS, bfloat16 on CUDA, unless told otherwise."""
+        refuse_pickles(folder_or_hub)
+        device = device or default_device()
+        dtype = dtype or (torch.bfloat16 if device.startswith("cuda") else torch.float32)
+        try:
+            folder = Path(cached_file(folder_or_hub, "config.json")).parent
+            tokenizer = AutoTokenizer.from_pretrained(folder)
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            remedy = (
+                "give a folder with config.json, tokenizer.json and *.safetensors, or a hub name"
+            )
+            raise CourseError(folder_or_hub, first_line(error), remedy) from error
+        try:
+            model = AutoModelForCausalLM.from_pretrained(
+                folder_or_hub, dtype=dtype, use_safetensors=True, attn_implementation="sdpa"
+            )
+        except (OSError, ValueError) as error:
+            remedy = "give a causal language model with weights in safetensors"
+            raise CourseError(folder_or_hub, first_line(error), remedy) from error
+        return cls(name, model.to(device), tokenizer, str(folder.resolve()))
+
+    def new_adapter(self, spec: LoraSpec) -> Adapter:
+        """A fresh adapter (B = 0, so it changes nothing yet); the same seed gives the same tensors.
+
+        The seed is torch's: `torch.manual_seed(seed)` before `peft.get_peft_model` gives these very tensors.
+        """
+        config = lora_config(self.plain, spec)
+        name = f"adapter{next(self._numbers)}"
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(secrets.randbits(63) if spec.seed is None else spec.seed)
+            if self._peft is None:
+                self._peft = get_peft_model(self.trained, config, name)
+            else:
+                self._peft.add_adapter(name, config)
+        parameters = lora_parameters(self._peft, name)
+        description = peft_config_json(config, self.name)
+        return Adapter(name, spec, parameters, description, lambda: self._remove(name))
+
+    def activate(self, adapter: Adapter) -> PeftModel:
+        """The training view with this adapter switched on and every other one off."""
+        if adapter.name not in self._peft.peft_config:
+            raise RequestError("this adapter was deleted")
+        if self._active is not adapter:
+            self._peft.set_adapter(adapter.name)
+            self._active = adapter
+        return self._peft
+
+    def sampler_weights(self, state: dict[str, Tensor] | None) -> SamplerWeights:
+        """A snapshot to sample from: the tensors of an adapter's `state()`, or None for the bare base model.
+
+        Nothing is computed or copied here; the sampler folds the tensors into the weights when it first meets them.
+        """
+        if state is not None:
+            self.folding.check(state)
+        return SamplerWeights(state)
+
+    def _remove(self, name: str) -> None:
+        self._active = None
+        if self._peft is not None and name in self._peft.peft_config:
+            with warnings.catch_warnings(action="ignore"):  # that the active one goes is meant
+                self._peft.delete_adapter(name)
+
+
+def lora_parameters(model: PeftModel, name: str) -> dict[str, nn.Parameter]:
+    """The tensors of one adapter, by their names in an adapter file (peft leaves out the adapter's own name)."""
+    mark = f".{name}."
+    return {key.replace(mark, "."): p for key, p in model.named_parameters() if mark in key}
+
+
+def peft_config_json(config: LoraConfig, base_model: str) -> dict:
+    """The content of adapter_config.json, in an order that does not change from run to run."""
+    fields = config.to_dict() | {"inference_mode": True, "base_model_name_or_path": base_model}
+    for key, value in fields.items():
+        if isinstance(value, set):
+            fields[key] = sorted(value)
+        elif isinstance(value, enum.Enum):
+            fields[key] = value.value
+    return fields
+
+
+def default_device() -> str:
+    """CUDA, Apple's MPS or the CPU, whichever is there first."""
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def refuse_pickles(folder: str) -> None:
+    """Weights that exist only as pickles are not loaded: unpickling runs whatever code is in the file."""
+    path = Path(folder)
+    pickles = (
+        [*path.glob("*.bin"), *path.glob("*.pt"), *path.glob("*.pth")] if path.is_dir() else []
+    )
+    if pickles and not any(path.glob("*.safetensors")):
+        finding = f"its weights are only there as a pickle ({pickles[0].name}), which can run code"
+        raise CourseError(folder, finding, "save the model again with safe_serialization=True")
+
+
+def first_line(error: Exception) -> str:
+    """What went wrong, without the page of advice that transformers adds."""
+    return str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else repr(error)

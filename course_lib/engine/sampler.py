@@ -1,0 +1,204 @@
+"""Who is decoded with whom? Requests wait, join the batch of their weights at the next token, and leave when done.
+
+Reported log-probabilities are those of the distribution softmax(logits / temperature) over the whole vocabulary: before
+top_k and top_p cut it, and at temperature 1 when decoding is greedy (temperature 0). The stop token, or the tokens that
+complete a stop string, are part of the completion. Given `stop`, only that stops; the end-of-text token stops
+when nothing was given, and `[]` turns every stop off.
+
+`deterministic=True` gives every request a batch of its own, so that not even the rounding of its numbers depends on
+what else is running; it is slower. Without it the random stream of a sample still depends on its seed alone.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections import OrderedDict, deque
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+
+import numpy as np
+from torch import Tensor
+
+from course_lib.engine.decoding import Batch, PlainModel, Row
+from course_lib.engine.lora import sharing_copy
+from course_lib.engine.model import BaseModel, SamplerWeights
+from course_lib.engine.prompts import asks_about_prompt, describe_prompt
+from course_lib.engine.requests import SampledSequence, SampleRequest, SampleResult
+from course_lib.engine.validation import check_sample
+
+KEPT_FOLDED = 2  # folded weights kept for the next request, beside those in use
+
+
+@dataclass(eq=False)
+class Job:
+    """One request on its way: its rows wait, live in a batch, or have ended."""
+
+    request: SampleRequest
+    weights: SamplerWeights
+    seed: int
+    rows: list[Row]
+    future: Future = field(default_factory=Future)
+    admitted: int = 0  # rows that have left the queue
+    result: SampleResult = field(default_factory=lambda: SampleResult([]))
+
+    def finish(self) -> None:
+        self.result.sequences = [row.result() for row in self.rows]
+        self.future.set_result(self.result)
+
+    @property
+    def ended(self) -> bool:
+        return self.admitted == len(self.rows) and all(row.stop_reason for row in self.rows)
+
+
+class Sampler:
+    """Decodes all requests for one base model. `submit` may be called at any time, `step` from one thread."""
+
+    def __init__(
+        self,
+        base: BaseModel,
+        *,
+        deterministic: bool = False,
+        max_rows: int = 256,
+        prefill_tokens: int = 8192,
+    ) -> None:
+        self.base = base
+        self.deterministic = deterministic
+        self.max_rows = max_rows  # decoded at once, over all batches
+        self.prefill_tokens = prefill_tokens  # of prompts computed in one go
+        self._model = PlainModel(sharing_copy(base.plain))
+        self._waiting: deque[Job] = deque()
+        self._running: list[Job] = []
+        self._batches: OrderedDict[object, Batch] = OrderedDict()
+        self._folded: OrderedDict[SamplerWeights, dict[str, Tensor]] = OrderedDict()
+
+    def submit(self, request: SampleRequest, weights: SamplerWeights) -> Future[SampleResult]:
+        """Check a request and put it in the queue; the future holds its result once steps have made it."""
+        check_sample(request, self.base.vocab_size, self.base.context_length)
+        seed = secrets.randbits(62) if request.seed is None else request.seed
+        limit = request.max_tokens or self.base.context_length - len(request.prompt)
+        stops = stop_rule(request, self.base.tokenizer)
+        rows = [Row(request, i, seed + i, limit, stops) for i in range(request.num_samples)]
+        job = Job(request, weights, seed, rows)
+        self._waiting.append(job)
+        return job.future
+
+    def step(self) -> bool:
+        """Admit what fits, then one token for every row of one batch; False when nothing is left to do."""
+        self._drop_cancelled()
+        self._admit()
+        if self._batches:
+            key, batch = self._batches.popitem(last=False)  # batches take turns
+            if batch.rows:
+                batch.step()
+            if batch.rows:
+                self._batches[key] = batch
+        for job in [job for job in self._running if job.ended]:
+            job.finish()
+        self._running = [job for job in self._running if not job.ended]
+        return bool(self._batches or self._waiting)
+
+    def run_until_idle(self) -> None:
+        """Step until every submitted request has its result."""
+        while self.step():
+            pass
+
+    def reset(self) -> None:
+        """After a failure: forget every request. Their futures are cancelled."""
+        for job in [*self._waiting, *self._running]:
+            job.future.cancel()
+        self._waiting.clear()
+        self._running, self._batches = [], OrderedDict()
+
+    def _drop_cancelled(self) -> None:
+        for job in [job for job in [*self._waiting, *self._running] if job.request.cancelled()]:
+            job.future.cancel()
+            for row in job.rows:
+                row.stop_reason = row.stop_reason or "length"
+            for batch in self._batches.values():
+                batch.drop_ended()
+            self._waiting = deque(other for other in self._waiting if other is not job)
+            self._running = [other for other in self._running if other is not job]
+
+    def _admit(self) -> None:
+        """Move waiting rows into batches, oldest first, as far as rows and prompt tokens allow."""
+        room = self.max_rows - sum(len(batch.rows) for batch in self._batches.values())
+        while self._waiting:
+            group: list[tuple[Job, list[Row]]] = []  # prompts to compute together
+            while self._waiting and self._joins(self._waiting[0], group):
+                job = self._waiting[0]
+                rows = job.rows[job.admitted : job.admitted + self.max_rows]
+                if len(rows) > room:
+                    if self.deterministic:  # how a request is cut must not depend on the others
+                        break
+                    rows = rows[:room]
+                if not rows:
+                    break
+                group.append((job, rows))
+                room -= len(rows)
+                job.admitted += len(rows)
+                if job.admitted == len(job.rows):
+                    self._waiting.popleft()
+                if job not in self._running:
+                    self._running.append(job)
+            if not group:
+                return
+            self._prefill(group)
+
+    def _joins(self, job: Job, group: list[tuple[Job, list[Row]]]) -> bool:
+        """May this request's prompt be computed together with the group's?"""
+        if not group:
+            return True
+        first = group[0][0]
+        longest = max(
+            len(other.request.prompt) for other in [job, *(member for member, _ in group)]
+        )
+        return (
+            not self.deterministic
+            and job.weights is first.weights
+            and asks_about_prompt(job.request) == asks_about_prompt(first.request)
+            and longest * (len(group) + 1) <= self.prefill_tokens
+        )
+
+    def _prefill(self, group: list[tuple[Job, list[Row]]]) -> None:
+        """Compute the group's prompts and put its rows into the batch of their weights."""
+        first, rows = group[0]
+        key = rows[0] if self.deterministic else first.weights
+        batch = self._batches.get(key) or Batch(self._model, self._fold(first.weights))
+        every = asks_about_prompt(first.request)
+        logits = batch.admit(
+            [job.request.prompt for job, _ in group], [rows for _, rows in group], every
+        )
+        for (job, _), its_logits in zip(group, logits, strict=True) if every else ():
+            describe_prompt(
+                job.result, job.request, its_logits[-len(job.request.prompt) :], job.seed
+            )
+        if batch.rows:
+            self._batches[key] = batch
+
+    def _fold(self, weights: SamplerWeights) -> dict[str, Tensor]:
+        """The snapshot's weights, folded at most once while it is in use."""
+        if weights not in self._folded:
+            state = weights.state
+            self._folded[weights] = {} if state is None else self.base.folding.fold(state)
+        self._folded.move_to_end(weights)
+        while len(self._folded) > KEPT_FOLDED:
+            self._folded.popitem(last=False)
+        return self._folded[weights]
+
+
+def stop_rule(request: SampleRequest, tokenizer) -> Callable[[list[int]], bool]:
+    """A check on the tokens so far: was the last one a stop, or did it complete a stop string?"""
+    stop = [request.stop] if isinstance(request.stop, str) else request.stop
+    if stop is None:
+        stop = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    if not stop or not isinstance(stop[0], str):
+        ids = frozenset(stop)
+        return lambda tokens: tokens[-1] in ids
+    longest = max(len(text.encode()) for text in stop) + 4  # a token is at least a byte long
+
+    def completes_a_string(tokens: list[int]) -> bool:
+        text = tokenizer.decode(tokens[-longest:], skip_special_tokens=False)
+        return any(string in text for string in stop)
+
+    return completes_a_string

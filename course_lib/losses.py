@@ -1,0 +1,125 @@
+"""What is minimised: the six losses of `forward_backward`, by the names the `tinker` SDK gives them.
+
+Each takes the log-probabilities of the target tokens under the model in training, the datum's other inputs
+and the call's `loss_fn_config`, and returns one loss per token. Nothing is averaged: the engine sums over tokens and
+datums, so a caller who wants a mean divides its weights or advantages beforehand.
+
+Shapes: every tensor is (N,) for one datum or (B, N) for several, padded with zeros, and the result has the same shape;
+`cross_entropy` also takes (N, K), K target tokens for each position. In the equations
+
+    lp = target_logprobs      q = inputs["logprobs"], from the sampler      A = inputs["advantages"]
+    r  = exp(lp - q), the importance ratio      sg[.] = a value through which no gradient flows
+
+Thresholds are ratios (0.8 .. 1.2), not distances from one. What is left out: `stable_reinforce`, whose formula is not
+published.
+Sources: the table at https://tinker-docs.thinkingmachines.ai/losses, and the paper named in each function.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+from course_lib.errors import CourseError
+
+LossFn = Callable[[Tensor, Mapping[str, Tensor], Mapping[str, float]], Tensor]
+
+
+def settings(config: Mapping[str, float], **defaults: float) -> list[float]:
+    """The values of `config` in the order of `defaults`, which stand in for what is not given.
+
+    >>> settings({"clip_high_threshold": 1.3}, clip_low_threshold=0.8, clip_high_threshold=1.2)
+    [0.8, 1.3]
+    """
+    known = ", ".join(defaults) or "no settings"
+    for key, value in config.items():
+        if key not in defaults:
+            raise CourseError("loss_fn_config", f"{key!r} is unknown", f"this loss takes {known}")
+        if isinstance(value, bool) or not isinstance(value, int | float) or value != value:
+            raise CourseError("loss_fn_config", f"{key} is {value!r}", "give a number")
+    return [float(config.get(key, default)) for key, default in defaults.items()]
+
+
+def cross_entropy(
+    target_logprobs: Tensor, inputs: Mapping[str, Tensor], config: Mapping[str, float]
+) -> Tensor:
+    """Weighted negative log-likelihood: -w lp."""
+    settings(config)
+    return -inputs["weights"] * target_logprobs
+
+
+def importance_sampling(
+    target_logprobs: Tensor, inputs: Mapping[str, Tensor], config: Mapping[str, float]
+) -> Tensor:
+    """Policy gradient, corrected for tokens drawn from another policy: -r A (Kakade and Langford 2002)."""
+    settings(config)
+    ratio = torch.exp(target_logprobs - inputs["logprobs"])
+    return -ratio * inputs["advantages"]
+
+
+def ppo(
+    target_logprobs: Tensor, inputs: Mapping[str, Tensor], config: Mapping[str, float]
+) -> Tensor:
+    """Clipped policy gradient: -min(r A, clip(r, low, high) A) (Schulman et al. 2017, equation 7)."""
+    low, high = settings(config, clip_low_threshold=0.8, clip_high_threshold=1.2)
+    ratio = torch.exp(target_logprobs - inputs["logprobs"])
+    advantages = inputs["advantages"]
+    return -torch.minimum(ratio * advantages, ratio.clamp(low, high) * advantages)
+
+
+def cispo(
+    target_logprobs: Tensor, inputs: Mapping[str, Tensor], config: Mapping[str, float]
+) -> Tensor:
+    """REINFORCE with a clipped weight: -sg[clip(r, low, high)] A lp (MiniMax-M1 2025, equation 4).
+
+    Only the weight is clipped, so every token keeps a gradient; ppo drops the clipped ones.
+    """
+    low, high = settings(config, clip_low_threshold=0.0, clip_high_threshold=4.0)
+    ratio = torch.exp(target_logprobs.detach() - inputs["logprobs"])
+    return -ratio.clamp(low, high) * inputs["advantages"] * target_logprobs
+
+
+def dro(
+    target_logprobs: Tensor, inputs: Mapping[str, Tensor], config: Mapping[str, float]
+) -> Tensor:
+    """Policy gradient held near the sampler by a square: -(A lp - beta/2 (lp - q)^2) (Richemond et al. 2024)."""
+    (beta,) = settings(config, beta=0.05)
+    log_ratio = target_logprobs - inputs["logprobs"]
+    return -(inputs["advantages"] * target_logprobs - beta / 2 * log_ratio**2)
+
+
+def gspo(
+    target_logprobs: Tensor, inputs: Mapping[str, Tensor], config: Mapping[str, float]
+) -> Tensor:
+    """ppo with one ratio per sequence, s = exp(mean of (lp - q)) (Zheng et al. 2025, equations 7 and 14).
+
+    The mean is over `sequence_ratio_mask`. Each token has the value of s and its own gradient: s exp(lp - sg[lp]).
+    """
+    low, high = settings(config, clip_low_threshold=0.8, clip_high_threshold=1.2)
+    mask, advantages = inputs["sequence_ratio_mask"], inputs["advantages"]
+    log_ratio = ((target_logprobs - inputs["logprobs"]).detach() * mask).sum(-1, keepdim=True)
+    sequence_log_ratio = log_ratio / mask.sum(-1, keepdim=True).clamp(min=1)
+    ratio = torch.exp(sequence_log_ratio + target_logprobs - target_logprobs.detach())  # (N,)
+    return -torch.minimum(ratio * advantages, ratio.clamp(low, high) * advantages)
+
+
+LOSSES: dict[str, LossFn] = {
+    "cross_entropy": cross_entropy,
+    "importance_sampling": importance_sampling,
+    "ppo": ppo,
+    "cispo": cispo,
+    "dro": dro,
+    "gspo": gspo,
+}
+
+# What `loss_fn_inputs` must hold, besides the `target_tokens` that every loss needs.
+LOSS_INPUTS: dict[str, tuple[str, ...]] = {
+    "cross_entropy": ("weights",),
+    "importance_sampling": ("logprobs", "advantages"),
+    "ppo": ("logprobs", "advantages"),
+    "cispo": ("logprobs", "advantages"),
+    "dro": ("logprobs", "advantages"),
+    "gspo": ("logprobs", "advantages", "sequence_ratio_mask"),
+}

@@ -1,0 +1,111 @@
+"""A deploy folder: finished versions side by side, one of them current, and one step back.
+
+DIR/current.json     {"version": "v2"}: which one is served; replaced in one step
+DIR/v1/, DIR/v2/     finished versions; each came into being by one rename
+  model/             the merged model and its card: what is served and uploaded
+  adapter/           the adapter in PEFT's layout
+  deploy.json        what it was made from, how it was verified, and every file's sha256
+DIR/.work/           what a stopped deploy goes on from; nobody serves from it
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from course_lib.errors import CourseError
+from course_lib.export.files import list_files, read_json, sha256_file, sync_folder, write_json
+
+CURRENT, RECORD, WORK = "current.json", "deploy.json", ".work"
+
+
+def finish_version(build: Path, out: Path, record: dict[str, Any]) -> Path:
+    """Turn the folder `build` into the next version of `out`, and make it the current one."""
+    hashes = {name: sha256_file(build / name) for name in list_files(build) if name != RECORD}
+    write_json(build / RECORD, record | {"files": hashes})
+    for folder in [build, *(path for path in build.rglob("*") if path.is_dir())]:
+        sync_folder(folder)
+    version = out / f"v{max(_numbers(out), default=0) + 1}"
+    os.rename(build, version)
+    sync_folder(out)
+    write_json(out / CURRENT, {"version": version.name})
+    return version
+
+
+def find_version(out: Path, key: str) -> Path | None:
+    """The finished version that was made from the inputs named `key`, if there is one."""
+    for number in sorted(_numbers(out), reverse=True):
+        if read_json(out / f"v{number}" / RECORD).get("key") == key:
+            return out / f"v{number}"
+    return None
+
+
+def current_version(out: str | Path) -> Path:
+    """The version that `posttrain serve DIR` serves."""
+    out = Path(out)
+    if not (out / CURRENT).exists():
+        finding = (
+            "a deploy was begun here and not finished"
+            if (out / WORK).exists()
+            else "nothing is deployed here"
+        )
+        raise CourseError(str(out), finding, "run posttrain deploy --out with this folder")
+    version = out / str(read_json(out / CURRENT).get("version"))
+    if version.parent != out or not (version / RECORD).exists():
+        raise CourseError(
+            str(out / CURRENT),
+            f"{version.name} is not a finished version",
+            "run posttrain deploy again",
+        )
+    return version
+
+
+def use_version(out: Path, version: Path) -> None:
+    """Make a finished version the current one."""
+    write_json(out / CURRENT, {"version": version.name})
+
+
+def rollback(out: str | Path) -> Path:
+    """Make the version before the current one current; returns it. Nothing is deleted, so deploying
+    goes forward.
+    """
+    out = Path(out)
+    number = int(current_version(out).name[1:])
+    earlier = [each for each in _numbers(out) if each < number]
+    if not earlier:
+        raise CourseError(
+            str(out), f"v{number} is the first version", "there is nothing to go back to"
+        )
+    previous = out / f"v{max(earlier)}"
+    use_version(out, previous)
+    return previous
+
+
+def model_folder(path: str | Path) -> Path:
+    """The Hugging Face folder that `path` means: a deploy folder's current model, or a model folder
+    itself.
+    """
+    path = Path(path)
+    if (path / "config.json").exists():
+        return path
+    if (path / RECORD).exists():
+        return path / "model"
+    return current_version(path) / "model"
+
+
+def check_version(version: str | Path) -> None:
+    """Raise CourseError when a finished version's files are no longer those that were verified."""
+    version = Path(version)
+    for name, digest in read_json(version / RECORD)["files"].items():
+        if not (version / name).exists() or sha256_file(version / name) != digest:
+            raise CourseError(
+                str(version / name),
+                "is not the file that was verified",
+                "run posttrain deploy again",
+            )
+
+
+def _numbers(out: Path) -> list[int]:
+    names = [path.name for path in out.glob("v*") if (path / RECORD).exists()]
+    return [int(name[1:]) for name in names if name[1:].isdigit()]

@@ -1,0 +1,97 @@
+"""Call a learner's function so that nothing it does stops the notebook: errors, loops, prints.
+
+What is not covered: a loop inside one C call (`sum(iter(int, 1))`), which Python cannot interrupt.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import io
+import itertools
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from course_lib.checks.compare import close
+
+TIME_LIMIT_S = 5.0
+
+
+class _OutOfTime(BaseException):
+    """Not an Exception, so that a learner's `except Exception` does not swallow it."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one call did: a value, or an error by name, or no end."""
+
+    value: Any = None
+    error: str = ""  # "ZeroDivisionError"; empty when it returned
+    error_text: str = ""
+    printed: str = ""
+    out_of_time: bool = False
+    changed_input: bool = False
+
+    def like(self, other: Outcome, same: Callable[[Any, Any], bool]) -> bool:
+        """The same error by name, or the same value."""
+        if self.error or other.error:
+            return self.error == other.error
+        return same(self.value, other.value)
+
+
+def call(
+    function: Callable[..., Any],
+    case: tuple,
+    observe: Callable[[Any, tuple], Any] | None = None,
+    limit_s: float | None = None,
+) -> Outcome:
+    """Call `function` on a copy of the arguments, within a time limit, with its prints caught."""
+    arguments, printed = copy.deepcopy(case), io.StringIO()
+    try:
+        with (
+            contextlib.redirect_stdout(printed),
+            contextlib.redirect_stderr(printed),
+            _limit(limit_s or TIME_LIMIT_S),
+        ):
+            value = function(*arguments)
+            value = list(itertools.islice(value, 100_000)) if _is_lazy(value) else value
+            seen = observe(value, arguments) if observe and value is not ... else value
+    except _OutOfTime:
+        return Outcome(error="out of time", printed=printed.getvalue(), out_of_time=True)
+    except KeyboardInterrupt:
+        raise  # the learner pressed the stop button
+    except BaseException as error:
+        text = str(error).strip().split("\n")[0]
+        return Outcome(error=type(error).__name__, error_text=text, printed=printed.getvalue())
+    changed = observe is None and not _unchanged(arguments, case)
+    return Outcome(value=seen, printed=printed.getvalue(), changed_input=changed)
+
+
+def _is_lazy(value: Any) -> bool:
+    return hasattr(value, "__next__") or isinstance(value, map | filter | zip | range)
+
+
+def _unchanged(after: tuple, before: tuple) -> bool:
+    comparable = (int, float, str, bool, list, tuple, dict)
+    return all(close(a, b) for a, b in zip(after, before, strict=True) if isinstance(b, comparable))
+
+
+@contextlib.contextmanager
+def _limit(seconds: float):
+    """Raise `_OutOfTime` at the first line executed after the deadline, in any thread."""
+    deadline = time.monotonic() + seconds
+
+    def trace(frame, event, argument):
+        if time.monotonic() > deadline:
+            raise _OutOfTime
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        yield
+    finally:
+        sys.settrace(before)

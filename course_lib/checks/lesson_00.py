@@ -1,0 +1,202 @@
+"""Exercises of lesson 00: the first loss, one training step, the sampler left behind."""
+
+from __future__ import annotations
+
+import math
+import random
+from types import SimpleNamespace
+from typing import Any
+
+from course_lib.checks.compare import within
+from course_lib.checks.exercise import Exercise, Mutant
+from course_lib.checks.recording_client import RecordingClient, what_happened
+
+
+def uniform_loss(vocab_size: int) -> float:
+    """Nats per token of a model that gives every token the same probability."""
+    return math.log(vocab_size)
+
+
+FIRST_LOSS = Exercise(
+    id="00.1",
+    title="The loss of a model that knows nothing",
+    kind="predict",
+    answers="value",
+    reference=uniform_loss,
+    same=within(0.02),
+    cases=lambda rng: [(rng.randrange(300, 150_000),) for _ in range(4)],
+    mutants={
+        "bits": Mutant(
+            lambda vocab_size: math.log2(vocab_size),
+            "That is in bits (log base 2). The SDK counts in nats: use the natural logarithm.",
+        ),
+        "ten": Mutant(
+            lambda vocab_size: math.log10(vocab_size),
+            "That is a logarithm to base 10. The SDK counts in nats: use the natural logarithm.",
+        ),
+        "probability": Mutant(
+            lambda vocab_size: 1 / vocab_size,
+            "That is the probability of one token. The loss is minus the logarithm of it.",
+        ),
+        "zero": Mutant(
+            lambda vocab_size: 0.0,
+            "A loss of zero belongs to a model that is always right and always sure.",
+        ),
+        "sign": Mutant(
+            lambda vocab_size: -math.log(vocab_size),
+            "That is the log-probability. The loss is minus that: a positive number.",
+        ),
+    },
+    hints=(
+        "If all tokens are equally likely, how likely is the one that comes next?",
+        "The loss of one token is minus the natural logarithm of the probability it was given.",
+        "Minus the logarithm of one in V is the same as the logarithm of V. Python: the math "
+        "module.",
+    ),
+    stub="predicted_loss = ...  # nats per token; vocab_size is defined above",
+)
+
+
+def train_step(client: Any, data: Any, learning_rate: float) -> Any:
+    """One pipelined step: both calls are on their way before the first wait."""
+    forward = client.forward_backward(data, "cross_entropy")
+    step = client.optim_step(_adam(learning_rate))
+    result = forward.result()
+    step.result()
+    return result
+
+
+def _adam(learning_rate: float) -> Any:
+    return SimpleNamespace(learning_rate=learning_rate)  # stands in for tinker.AdamParams
+
+
+def _one_after_the_other(client: Any, data: Any, learning_rate: float) -> Any:
+    result = client.forward_backward(data, "cross_entropy").result()
+    client.optim_step(_adam(learning_rate)).result()
+    return result
+
+
+def _step_first(client: Any, data: Any, learning_rate: float) -> Any:
+    step = client.optim_step(_adam(learning_rate))
+    forward = client.forward_backward(data, "cross_entropy")
+    step.result()
+    return forward.result()
+
+
+def _no_step(client: Any, data: Any, learning_rate: float) -> Any:
+    return client.forward_backward(data, "cross_entropy").result()
+
+
+def _returns_the_future(client: Any, data: Any, learning_rate: float) -> Any:
+    forward = client.forward_backward(data, "cross_entropy")
+    client.optim_step(_adam(learning_rate))
+    return forward
+
+
+def _never_waits_for_the_step(client: Any, data: Any, learning_rate: float) -> Any:
+    forward = client.forward_backward(data, "cross_entropy")
+    client.optim_step(_adam(learning_rate))
+    return forward.result()
+
+
+TRAIN_STEP = Exercise(
+    id="00.2",
+    title="One training step",
+    kind="code",
+    reference=train_step,
+    cases=lambda rng: [
+        (RecordingClient(), [f"datum {rng.randrange(100)}"], rng.choice([1e-4, 5e-4, 1e-3]))
+        for _ in range(3)
+    ],
+    observe=what_happened,
+    mutants={
+        "waits in between": Mutant(
+            _one_after_the_other,
+            "The result is right, but the engine idles while your code waits: submit both calls "
+            "first, then wait for both. On a hosted cluster each such pause costs time in every "
+            "step.",
+        ),
+        "step before gradient": Mutant(
+            _step_first,
+            "The optimizer steps before there is a gradient: calls are carried out in the order "
+            "they were submitted, so forward_backward comes first.",
+        ),
+        "no step": Mutant(
+            _no_step,
+            "The gradient is computed and never used: without optim_step no weight moves.",
+        ),
+        "returns the future": Mutant(
+            _returns_the_future,
+            "It hands back a future, which is a promise and not yet a result, and waits for "
+            "nothing: ask both futures for their result.",
+        ),
+        "step not awaited": Mutant(
+            _never_waits_for_the_step,
+            "It returns before the step is known to be done: an error in optim_step would pass "
+            "unseen. Wait for both futures.",
+        ),
+    },
+    hints=(
+        "Two calls, and both give a future at once. Nothing forces you to wait before making the "
+        "second.",
+        "Keep the two futures in two variables, and call .result() only when both exist.",
+        'forward_backward takes the data and the name of the loss, here "cross_entropy"; '
+        "optim_step takes tinker.AdamParams with the learning rate. Return what the first gives.",
+    ),
+    stub='''def train_step(client, data, learning_rate):
+    """Submit forward_backward (loss "cross_entropy") and optim_step, then wait for both.
+
+    Return what the first one gives."""
+    return ...''',
+)
+
+
+def trained_logprob(before: float, trained: float) -> float:
+    """What a sampling client made after the steps gives: the trainer's number, not the old one."""
+    return trained
+
+
+def _about(left: Any, right: Any) -> bool:
+    if not isinstance(left, int | float) or not isinstance(right, int | float):
+        return False
+    return abs(left - right) <= 0.05
+
+
+def _facts(rng: random.Random) -> list[tuple]:
+    before = [-rng.uniform(4, 40) for _ in range(4)]
+    return [(old, old / 2 - 1.0) for old in before]
+
+
+STALE_SAMPLER = Exercise(
+    id="00.3",
+    title="The sampler that did not hear of the training",
+    kind="find the bug",
+    answers="value",
+    reference=trained_logprob,
+    same=_about,
+    cases=_facts,
+    mutants={
+        "stale": Mutant(
+            lambda before, trained: before,
+            "Still the old number. A sampling client is a photograph of the weights at the "
+            "moment it was made; take a new one after the steps.",
+        ),
+        "sign": Mutant(
+            lambda before, trained: -trained,
+            "That is a loss (positive). Sum the log-probabilities themselves.",
+        ),
+        "gain": Mutant(
+            lambda before, trained: trained - before,
+            "That is the gain. Give the log-probability after the training.",
+        ),
+    },
+    hints=(
+        "Training changed the adapter inside the training client. Who told the sampling client?",
+        "Look at the line that makes the sampling client: does it stand before or after the steps?",
+        "Ask the training client for a fresh one after the steps "
+        "(save_weights_and_get_sampling_client), and measure with that.",
+    ),
+    stub="logprob_after = ...  # of the same answer, from a sampler that knows the trained weights",
+)
+
+EXERCISES = [FIRST_LOSS, TRAIN_STEP, STALE_SAMPLER]

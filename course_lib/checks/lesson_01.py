@@ -1,0 +1,349 @@
+"""Exercises of lesson 01: rows with faults, the mask, the shift, the leak."""
+
+from __future__ import annotations
+
+import json
+import random
+from itertools import pairwise
+
+from course_lib.checks.exercise import Exercise, Mutant
+
+ROLES = ("system", "user", "assistant")
+
+
+def line_fault(line: str) -> str | None:
+    """The first fault of one line of a conversations file, in the lesson's order; None = sound."""
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return "not JSON"
+    messages = row.get("messages") if isinstance(row, dict) else None
+    if not isinstance(messages, list) or not messages:
+        return "no messages"
+    roles = [message["role"] for message in messages]
+    if any(role not in ROLES for role in roles):
+        return "unknown role"
+    if any(not message["content"].strip() for message in messages):
+        return "empty content"
+    if any(first == second for first, second in pairwise(roles)):
+        return "same role twice"
+    return None if "assistant" in roles else "no assistant turn"
+
+
+def _without(fault: str):
+    """A checker that does not know one fault, and reads on."""
+
+    def checker(line: str) -> str | None:
+        found = line_fault(line)
+        return None if found == fault else found
+
+    return checker
+
+
+def _empty_only_when_exactly_empty(line: str) -> str | None:
+    found = line_fault(line)
+    if found != "empty content":
+        return found
+    return found if '""' in line else None
+
+
+def _needs_system(line: str) -> str | None:
+    found = line_fault(line)
+    return "no messages" if found is None and '"system"' not in line else found
+
+
+def _lines(rng: random.Random) -> list[tuple]:
+    a, b = rng.randrange(10, 99), rng.randrange(10, 99)
+    ask = {"role": "user", "content": f"What is {a} + {b}?"}
+    say = {"role": "assistant", "content": f"The answer is {a + b}."}
+    rule = {"role": "system", "content": "Answer briefly."}
+    rows = [
+        [ask, say],
+        [rule, ask, say],
+        [ask, say, ask, say],
+        [ask, {"role": "bot", "content": "Hm."}],
+        [{"role": "user", "content": ""}, say],
+        [{"role": "user", "content": " \n"}, say],
+        [ask, ask, say],
+        [rule, ask],
+        [],
+    ]
+    lines = [json.dumps({"messages": messages}) for messages in rows]
+    lines += [
+        lines[0][:-1],
+        lines[0][:-1] + ",}",
+        json.dumps({"text": ask["content"]}),
+        json.dumps([ask, say]),
+    ]
+    rng.shuffle(lines)
+    return [(line,) for line in lines]
+
+
+LINE_FAULT = Exercise(
+    id="01.1",
+    title="A validator for one line",
+    kind="code",
+    reference=line_fault,
+    cases=_lines,
+    mutants={
+        "any JSON will do": Mutant(
+            lambda line: "not JSON" if line_fault(line) == "not JSON" else None,
+            "It checks that the line is JSON and nothing more; a list of recipes is JSON, too. "
+            "Look inside: messages, roles, contents, turns.",
+        ),
+        "user after user": Mutant(
+            _without("same role twice"),
+            "Two turns of the same role in a row pass. Templates render them without a word, and "
+            "the model learns that questions may be answered with questions.",
+        ),
+        "no assistant": Mutant(
+            _without("no assistant turn"),
+            "A conversation without an assistant turn passes. It has nothing to learn from: "
+            "every weight is 0.",
+        ),
+        "spaces are content": Mutant(
+            _empty_only_when_exactly_empty,
+            "A content of spaces and line breaks passes. Strip before you look whether anything "
+            "is left.",
+        ),
+        "system required": Mutant(
+            _needs_system,
+            "It refuses conversations without a system message. A system message is allowed, not "
+            "required.",
+        ),
+        "any role": Mutant(
+            _without("unknown role"),
+            "A role that no template knows passes. Only system, user and assistant are known.",
+        ),
+    },
+    hints=(
+        "Six faults, one after the other, in the table's order; return at the first that you find.",
+        "json.loads raises ValueError for what is not JSON. What it gives need not be a dict.",
+        "For two turns in a row, compare each role with the next one: zip the roles with "
+        "themselves, moved by one.",
+    ),
+    stub='''def line_fault(line):
+    """The first of: "not JSON", "no messages", "unknown role", "empty content", "same role twice",
+    "no assistant turn"; None for a sound line."""
+    return ...''',
+)
+
+Token = tuple[str, str]  # (role, part): part is "header", "text" or "end"
+
+
+def last_assistant_weights(tokens_T: list[Token]) -> list[float]:
+    """1 for the text and the end token of the last assistant message, 0 for everything else."""
+    starts = [i for i, token in enumerate(tokens_T) if token == ("assistant", "header")]
+    last = starts[-1] if starts else len(tokens_T)
+    trained = [role == "assistant" and part != "header" for role, part in tokens_T]
+    return [float(trained[i] and i > last) for i in range(len(tokens_T))]
+
+
+def _every_assistant(tokens_T: list[Token]) -> list[float]:
+    return [float(role == "assistant" and part != "header") for role, part in tokens_T]
+
+
+def _no_end(tokens_T: list[Token]) -> list[float]:
+    right = last_assistant_weights(tokens_T)
+    return [w if part != "end" else 0.0 for w, (_, part) in zip(right, tokens_T, strict=True)]
+
+
+def _with_header(tokens_T: list[Token]) -> list[float]:
+    right = last_assistant_weights(tokens_T)
+    moved = [*right[1:], 0.0]
+    header = [token == ("assistant", "header") for token in tokens_T]
+    return [max(w, m if h else 0.0) for w, m, h in zip(right, moved, header, strict=True)]
+
+
+def _everything(tokens_T: list[Token]) -> list[float]:
+    return [1.0] * len(tokens_T)
+
+
+def _early(tokens_T: list[Token]) -> list[float]:
+    return [*last_assistant_weights(tokens_T)[1:], 0.0]
+
+
+def _dialogues(rng: random.Random) -> list[tuple]:
+    def turn(role: str) -> list[Token]:
+        return [(role, "header"), *[(role, "text")] * rng.randrange(1, 4), (role, "end")]
+
+    orders = (
+        "user assistant",
+        "system user assistant",
+        "user assistant user assistant",
+        "user assistant user",
+    )
+    return [([token for role in order.split() for token in turn(role)],) for order in orders]
+
+
+MASK = Exercise(
+    id="01.2",
+    title="Train on the last assistant message only",
+    kind="code",
+    reference=last_assistant_weights,
+    cases=_dialogues,
+    mutants={
+        "every answer": Mutant(
+            _every_assistant,
+            "Every assistant message is trained on. Earlier ones stand in the prompt: here only "
+            "the last counts.",
+        ),
+        "end missing": Mutant(
+            _no_end,
+            "The end-of-turn token has weight 0. A model trained so never learns to stop.",
+        ),
+        "header trained": Mutant(
+            _with_header,
+            "The header is trained on. It is given at sampling time, so there is nothing to "
+            "learn in it.",
+        ),
+        "everything": Mutant(
+            _everything,
+            "The questions are trained on, too: the model learns to ask like a user.",
+        ),
+        "off by one": Mutant(
+            _early,
+            "The mask sits one token early. Shifting comes later, with targets and weights "
+            "together.",
+        ),
+    },
+    hints=(
+        "First find where the last assistant message begins; then decide token by token.",
+        "Each message begins with exactly one header token. The last "
+        '("assistant", "header") is the border.',
+        "A token counts if it comes after that border, its role is assistant, and its part is "
+        "text or end.",
+    ),
+    stub='''def last_assistant_weights(tokens_T):
+    """One weight (0.0 or 1.0) per token; a token is (role, part).
+
+    A part is "header", "text" or "end"."""
+    return ...''',
+)
+
+
+def shift(tokens_T: list[int], weights_T: list[float]) -> tuple[list[int], list[int], list[float]]:
+    """What goes in, what should come out, how much each target counts; all one token shorter."""
+    return tokens_T[:-1], tokens_T[1:], weights_T[1:]
+
+
+def _rows(rng: random.Random) -> list[tuple]:
+    rows = []
+    for _ in range(3):
+        length = rng.randrange(4, 8)
+        answer = rng.randrange(1, length)
+        rows.append((rng.sample(range(100), length), [float(i >= answer) for i in range(length)]))
+    return rows
+
+
+SHIFT = Exercise(
+    id="01.3",
+    title="Shift by one",
+    kind="code",
+    reference=shift,
+    cases=_rows,
+    mutants={
+        "weights left behind": Mutant(
+            lambda t, w: (t[:-1], t[1:], w[:-1]),
+            "The weights stayed with the inputs. They belong to the targets: the header would be "
+            "trained on and the end token not.",
+        ),
+        "predicts itself": Mutant(
+            lambda t, w: (t, t, w),
+            "Inputs and targets are the same: the model learns to copy the token that it sees.",
+        ),
+        "backwards": Mutant(
+            lambda t, w: (t[1:], t[:-1], w[:-1]),
+            "The shift goes the wrong way: the model would predict the past.",
+        ),
+        "targets too long": Mutant(
+            lambda t, w: (t, t[1:], w[1:]),
+            "The last token is still among the inputs; nothing follows it, so there is nothing "
+            "to predict there.",
+        ),
+    },
+    hints=(
+        "At each position the model sees a token and predicts the next one. How many such pairs "
+        "has a text of T tokens?",
+        "Inputs lose their last token, targets their first. Which of the two do the weights go "
+        "with?",
+        "A weight says how much a *predicted* token counts, so the weights are cut exactly like "
+        "the targets.",
+    ),
+    stub='''def shift(tokens_T, weights_T):
+    """(inputs, targets, weights), each of length T - 1."""
+    return ...''',
+)
+
+
+def leaked(train: list[str], heldout: list[str]) -> list[int]:
+    """Positions of held-out questions that occur in training, whatever their case and spacing."""
+    seen = {" ".join(question.lower().split()) for question in train}
+    return [i for i, question in enumerate(heldout) if " ".join(question.lower().split()) in seen]
+
+
+def _splits(rng: random.Random) -> list[tuple]:
+    names = ["Mira", "Odo", "Pell", "Runa", "Tam", "Wren"]
+    rng.shuffle(names)
+    ask = [f"Where does {name} live?" for name in names]
+    return [
+        (ask[:3], [ask[3], ask[0].upper(), ask[4]]),
+        (ask[:4], [ask[1].replace(" ", "  "), ask[5], ask[2]]),
+        (ask[:2], ask[2:]),
+        (ask[:3], ["Well: " + ask[0], ask[1] + "\n", ask[1]]),
+    ]
+
+
+LEAK = Exercise(
+    id="01.4",
+    title="Find the leak between the splits",
+    kind="code",
+    reference=leaked,
+    cases=_splits,
+    mutants={
+        "to the letter": Mutant(
+            lambda train, heldout: [i for i, q in enumerate(heldout) if q in train],
+            "It compares letter by letter, so a capital or a second space hides a leak. "
+            "Normalise both sides.",
+        ),
+        "spacing only": Mutant(
+            lambda train, heldout: [
+                i
+                for i, q in enumerate(heldout)
+                if " ".join(q.split()) in {" ".join(t.split()) for t in train}
+            ],
+            "Spacing is handled, case is not: WHERE and where are the same question.",
+        ),
+        "contained": Mutant(
+            lambda train, heldout: [
+                i
+                for i, q in enumerate(heldout)
+                if any(" ".join(t.lower().split()) in " ".join(q.lower().split()) for t in train)
+            ],
+            "A held-out question that merely contains a training question is called a leak. "
+            "Compare whole questions.",
+        ),
+        "the other side": Mutant(
+            lambda train, heldout: [
+                i
+                for i, q in enumerate(train)
+                if " ".join(q.lower().split()) in {" ".join(t.lower().split()) for t in heldout}
+            ],
+            "These are positions in the training set. Report the held-out rows: those are the "
+            "ones to remove.",
+        ),
+    },
+    hints=(
+        "Two questions are the same if they agree after normalising: case and white space do not "
+        "count.",
+        "Build a set of normalised training questions once, then look up each held-out question "
+        "in it.",
+        "split() without arguments cuts at any white space; joining with one space makes all "
+        "spacings alike.",
+    ),
+    stub='''def leaked(train, heldout):
+    """Positions in heldout of questions that also occur in train; case and spacing do not count."""
+    return ...''',
+)
+
+EXERCISES = [LINE_FAULT, MASK, SHIFT, LEAK]

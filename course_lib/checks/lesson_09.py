@@ -1,0 +1,347 @@
+"""Exercises of lesson 09: the merge, the merge's test, the model card, the key at the door."""
+
+from __future__ import annotations
+
+import hmac
+import random
+
+from course_lib.checks.exercise import Exercise, Mutant, Property
+
+Matrix = list[list[float]]
+
+
+def merge(W: Matrix, A: Matrix, B: Matrix, alpha: float) -> Matrix:
+    """W + (alpha / r) B A; W (d_out, d_in), A (r, d_in), B (d_out, r)."""
+    return _merge(W, A, B, alpha / len(A))
+
+
+def _merge(W: Matrix, A: Matrix, B: Matrix, scale: float) -> Matrix:
+    return [
+        [
+            w + scale * sum(b * a[column] for b, a in zip(b_row, A, strict=True))
+            for column, w in enumerate(w_row)
+        ]
+        for w_row, b_row in zip(W, B, strict=True)
+    ]
+
+
+def _transposed(matrix: Matrix) -> Matrix:
+    return [list(column) for column in zip(*matrix, strict=True)]
+
+
+def _product_turned(W: Matrix, A: Matrix, B: Matrix, alpha: float) -> Matrix:
+    zero = [[0.0] * len(W) for _ in W[0]]
+    turned = _transposed(_merge(_transposed(zero), A, B, alpha / len(A)))
+    return [
+        [w + d for w, d in zip(row, delta, strict=True)]
+        for row, delta in zip(W, turned, strict=True)
+    ]
+
+
+def _matrices(rng: random.Random) -> list[tuple]:
+    def matrix(rows: int, columns: int) -> Matrix:
+        return [[round(rng.uniform(-2, 2), 1) for _ in range(columns)] for _ in range(rows)]
+
+    return [(matrix(n, n), matrix(r, n), matrix(n, r), 8.0) for n, r in ((2, 1), (3, 2), (4, 3))]
+
+
+MERGE = Exercise(
+    id="09.1",
+    title="Merge an adapter",
+    kind="code",
+    reference=merge,
+    cases=_matrices,
+    mutants={
+        "no scale": Mutant(
+            lambda W, A, B, alpha: _merge(W, A, B, 1.0),
+            "The scale alpha / r is missing. The merged model answers, only not like the one you "
+            "trained.",
+        ),
+        "alpha alone": Mutant(
+            lambda W, A, B, alpha: _merge(W, A, B, alpha),
+            "It is scaled by alpha and not divided by the rank: the change is r times too large.",
+        ),
+        "transposed": Mutant(
+            _product_turned,
+            "The change is transposed. On a square matrix nothing complains, and the model is "
+            "ruined: B A, outputs down, inputs across.",
+        ),
+        "subtracted": Mutant(
+            lambda W, A, B, alpha: _merge(W, A, B, -alpha / len(A)),
+            "The change is subtracted: that undoes the training twice over.",
+        ),
+        "change only": Mutant(
+            lambda W, A, B, alpha: [
+                [m - w for m, w in zip(x, y, strict=True)]
+                for x, y in zip(merge(W, A, B, alpha), W, strict=True)
+            ],
+            "That is the change alone. The merged weight is the frozen one plus the change.",
+        ),
+    },
+    hints=(
+        "After the merge there is one matrix that does what two paths did before.",
+        "Entry (i, j) of the product B A is the sum over the rank of B[i][k] times A[k][j].",
+        "Scale it by alpha over the number of rows of A, and add it to W[i][j].",
+    ),
+    stub='''def merge(W, A, B, alpha):
+    """W (d_out, d_in), A (r, d_in), B (d_out, r), lists of rows; gives the merged weight."""
+    return ...''',
+)
+
+
+def merge_is_good(
+    base: list[float], adapted: list[float], merged: list[float], tolerance: float
+) -> bool:
+    """Merged logits must equal the adapter's, and the adapter must differ from the base."""
+    return _apart(merged, adapted) <= tolerance < _apart(adapted, base)
+
+
+def _apart(left: list[float], right: list[float]) -> float:
+    return max(abs(x - y) for x, y in zip(left, right, strict=True))
+
+
+def _logits(rng: random.Random) -> list[tuple]:
+    base = [round(rng.uniform(-3, 3), 2) for _ in range(5)]
+    adapted = [round(x + rng.choice([-1, 1]) * rng.uniform(0.3, 1), 2) for x in base]
+    noise = [x + 1e-5 for x in adapted]
+    half = [(x + y) / 2 for x, y in zip(base, adapted, strict=True)]
+    one_off = [*adapted[:-1], adapted[-1] + 0.003]
+    low = [*adapted[:-1], adapted[-1] - 0.5]
+    return [(base, adapted, m, 1e-3) for m in (adapted, noise, base, half, one_off, low)] + [
+        (base, base, base, 1e-3)
+    ]
+
+
+MERGE_TEST = Exercise(
+    id="09.2",
+    title="Was the merge right?",
+    kind="behaviour",
+    reference=merge_is_good,
+    cases=_logits,
+    mutants={
+        "changed is enough": Mutant(
+            lambda base, adapted, merged, tolerance: _apart(merged, base) > tolerance,
+            "It only asks whether the merged model differs from the base. A merge with the wrong "
+            "scale differs, too.",
+        ),
+        "forgets the base": Mutant(
+            lambda base, adapted, merged, tolerance: _apart(merged, adapted) <= tolerance,
+            "An adapter that does nothing passes: then base, adapter and merged model are all "
+            "the same, and the test has tested nothing.",
+        ),
+        "mean difference": Mutant(
+            lambda base, adapted, merged, tolerance: (
+                sum(abs(m - a) for m, a in zip(merged, adapted, strict=True)) / len(merged)
+                <= tolerance
+                and _apart(adapted, base) > tolerance
+            ),
+            "It lets a single wrong logit through. Take the largest difference, not a mean: one "
+            "token is enough to change an answer.",
+        ),
+        "exact": Mutant(
+            lambda base, adapted, merged, tolerance: merged == adapted and adapted != base,
+            "It demands equality to the last bit. Merged weights are added in another order: "
+            "allow the tolerance.",
+        ),
+        "one direction": Mutant(
+            lambda base, adapted, merged, tolerance: (
+                max(m - a for m, a in zip(merged, adapted, strict=True))
+                <= tolerance
+                < _apart(adapted, base)
+            ),
+            "Logits that are too low pass. Take absolute values.",
+        ),
+    },
+    hints=(
+        "Three models, two comparisons: which two must agree, and which two must not?",
+        "Compare by the largest absolute difference between two lists of logits.",
+        "Both must hold: merged against adapted within the tolerance, adapted against base "
+        "beyond it.",
+    ),
+    stub='''def merge_is_good(base, adapted, merged, tolerance):
+    """Logits of the three models on the same prompt; True if the merge can be shipped."""
+    return ...''',
+)
+
+
+def model_card(name: str, base_model: str, licence: str, accuracy: float, problems: int) -> str:
+    """A model card: front matter for machines, then what it is, how good, and what it cannot do."""
+    return f"""---
+base_model: {base_model}
+license: {licence}
+tags: [lora, grpo]
+---
+# {name}
+
+Fine-tuned from {base_model} with LoRA, then GRPO.
+
+## Evaluation
+
+{accuracy:.1%} of {problems} held-out problems, sampled at temperature 1.
+
+## Limitations
+
+Trained on sums of two-digit numbers; other questions were not measured.
+"""
+
+
+def _front_matter(card: str) -> list[str]:
+    parts = card.split("---\n")
+    return parts[1].splitlines() if card.startswith("---\n") and len(parts) >= 3 else []
+
+
+NO_FRONT = (
+    "There is no front matter: the card must begin with a line `---`, some `key: value` lines, "
+    "and a line `---`. Hubs read nothing else."
+)
+NO_BASE = (
+    "The front matter does not say base_model: without it nobody knows which weights the adapter "
+    "belongs to."
+)
+NO_LICENCE = "The front matter has no license (spelled so): without one nobody may use the model."
+NO_NUMBERS = (
+    "The accuracy (as a percentage) and the number of problems are missing: a claim needs both."
+)
+NO_LIMITS = "There is no section on limitations. What was not measured has to be said, too."
+
+
+def _has_key(key: str, position: int):
+    def holds(f, *case) -> bool:
+        return f"{key}: {case[position]}" in _front_matter(f(*case))
+
+    return holds
+
+
+def _has_numbers(f, name, base_model, licence, accuracy, problems) -> bool:
+    text = f(name, base_model, licence, accuracy, problems)
+    return (
+        any(number in text for number in (f"{accuracy:.0%}", f"{accuracy:.1%}"))
+        and str(problems) in text
+    )
+
+
+MODEL_CARD = Exercise(
+    id="09.3",
+    title="A model card that says enough",
+    kind="artefact",
+    reference=model_card,
+    same=None,
+    cases=lambda rng: [
+        (
+            f"sums-lora-{rng.randrange(100)}",
+            "course/base",
+            "mit",
+            rng.choice([0.42, 0.9, 0.95]),
+            rng.choice([200, 500]),
+        )
+        for _ in range(2)
+    ],
+    properties=(
+        Property(lambda f, *case: bool(_front_matter(f(*case))), NO_FRONT),
+        Property(_has_key("base_model", 1), NO_BASE),
+        Property(_has_key("license", 2), NO_LICENCE),
+        Property(_has_numbers, NO_NUMBERS),
+        Property(lambda f, *case: "limitation" in f(*case).lower(), NO_LIMITS),
+    ),
+    mutants={
+        "prose only": Mutant(lambda *case: model_card(*case).split("---\n", 2)[2], NO_FRONT),
+        "no base": Mutant(
+            lambda *case: model_card(*case).replace("base_model: ", "model: "), NO_BASE
+        ),
+        "licence misspelt": Mutant(
+            lambda *case: model_card(*case).replace("license:", "licence:"), NO_LICENCE
+        ),
+        "no numbers": Mutant(
+            lambda name, base, licence, accuracy, problems: model_card(
+                name, base, licence, 1.23456, 0
+            ),
+            NO_NUMBERS,
+        ),
+        "no limits": Mutant(lambda *case: model_card(*case).split("## Limitations")[0], NO_LIMITS),
+    },
+    hints=(
+        "A card has two readers: a machine, which reads the front matter, and a person, who "
+        "reads the rest.",
+        "The front matter stands between two lines of three dashes at the very beginning, one "
+        "`key: value` per line.",
+        "Then Markdown: what it is, an evaluation with accuracy and number of problems, and a "
+        "section on limitations.",
+    ),
+    stub='''def model_card(name, base_model, licence, accuracy, problems):
+    """Markdown: front matter (base_model, license), evaluation, limitations; accuracy 0..1."""
+    return ...''',
+)
+
+
+def authorised(headers: dict[str, str], key: str) -> bool:
+    """Whether a request carries `Authorization: Bearer <key>`; header names have no case."""
+    lowered = {name.lower(): value for name, value in headers.items()}
+    return bool(key) and hmac.compare_digest(lowered.get("authorization", ""), f"Bearer {key}")
+
+
+def _requests(rng: random.Random) -> list[tuple]:
+    key = f"sk-{rng.randrange(10**6):06d}"
+    return [
+        ({"Authorization": f"Bearer {key}"}, key),
+        ({"authorization": f"Bearer {key}", "accept": "*/*"}, key),
+        ({"Authorization": f"Bearer {key}x"}, key),
+        ({"Authorization": f"Bearer {key[:-1]}"}, key),
+        ({"Authorization": key}, key),
+        ({"Authorization": "Bearer "}, key),
+        ({"Authorization": "Bearer "}, ""),
+        ({}, key),
+    ]
+
+
+def _looks_for(test):
+    def allowed(headers: dict[str, str], key: str) -> bool:
+        lowered = {name.lower(): value for name, value in headers.items()}
+        return test(lowered.get("authorization"), key)
+
+    return allowed
+
+
+AUTHORISED = Exercise(
+    id="09.4",
+    title="The key at the door",
+    kind="code",
+    reference=authorised,
+    cases=_requests,
+    mutants={
+        "starts with": Mutant(
+            _looks_for(lambda got, key: bool(key) and (got or "").startswith(f"Bearer {key}")),
+            "A key with something after it gets in. Compare the whole value.",
+        ),
+        "begun is enough": Mutant(
+            _looks_for(
+                lambda got, key: bool(got) and bool(key) and f"Bearer {key}".startswith(got)
+            ),
+            "The beginning of a key gets in. Compare the whole value.",
+        ),
+        "empty key": Mutant(
+            _looks_for(lambda got, key: got == f"Bearer {key}"),
+            "With an empty key on the server everybody gets in who sends an empty one. Refuse "
+            "until a key is set.",
+        ),
+        "case of the name": Mutant(
+            lambda headers, key: bool(key) and headers.get("Authorization") == f"Bearer {key}",
+            "It knows only one spelling of the header's name; HTTP header names have no case.",
+        ),
+        "no scheme": Mutant(
+            _looks_for(lambda got, key: bool(key) and (got or "").removeprefix("Bearer ") == key),
+            "A key without the word Bearer gets in. Clients would come to rely on it; ask for "
+            "the scheme.",
+        ),
+    },
+    hints=(
+        "There is exactly one right value. Everything else is refused, the empty key included.",
+        'Lower the header names first. Then compare the whole value with "Bearer " and the key.',
+        "hmac.compare_digest compares two strings in a time that does not tell how much of them "
+        "agrees.",
+    ),
+    stub='''def authorised(headers, key):
+    """True only for `Authorization: Bearer <key>` with this very key, which must not be empty."""
+    return ...''',
+)
+
+EXERCISES = [MERGE, MERGE_TEST, MODEL_CARD, AUTHORISED]

@@ -1,0 +1,312 @@
+"""Every exercise refuses every named wrong answer with its own words; the desk never raises."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import re
+
+import pytest
+
+from course_lib.checks import check, desk, hint, progress
+from course_lib.checks.calling import call
+from course_lib.checks.compare import close, describe
+from course_lib.checks.exercise import FIRST_SEED, SECOND_SEED, Exercise
+from course_lib.checks.judge import judge, parameters
+from course_lib.checks.record import read_progress
+from course_lib.checks.registry import LESSONS, every_exercise, exercises, find
+
+EXERCISES = every_exercise()
+MUTANTS = [(exercise, name) for exercise in EXERCISES for name in exercise.mutants]
+
+
+def by_id(exercise: Exercise) -> str:
+    return exercise.id
+
+
+@pytest.fixture(autouse=True)
+def own_progress(tmp_path, monkeypatch):
+    monkeypatch.setenv("COURSE_PROGRESS", str(tmp_path / "progress.json"))
+
+
+def answers(exercise: Exercise, function) -> list[tuple[object, dict]]:
+    """What a learner would hand to `check`: the function itself, or its value for each case."""
+    if exercise.answers == "function":
+        return [(function, {})]
+    names = parameters(exercise)
+    cases = exercise.cases_from(FIRST_SEED) + exercise.cases_from(SECOND_SEED)
+    return [(function(*case), dict(zip(names, case, strict=True))) for case in cases]
+
+
+def stub_value(exercise: Exercise):
+    scope: dict = {}
+    exec(exercise.stub, scope)
+    return scope[exercise.name]
+
+
+def test_there_are_thirty_exercises_and_two_to_four_in_each_lesson():
+    assert len(EXERCISES) >= 30
+    assert all(2 <= len(exercises(lesson)) <= 4 for lesson in LESSONS)
+
+
+def test_ids_are_numbered_within_their_lesson():
+    for lesson in LESSONS:
+        ids = [exercise.id for exercise in exercises(lesson)]
+        assert ids == [f"{lesson}.{number}" for number in range(1, len(ids) + 1)]
+
+
+def test_every_kind_of_exercise_occurs():
+    kinds = {exercise.kind for exercise in EXERCISES}
+    assert kinds == {"code", "predict", "find the bug", "behaviour", "artefact"}
+
+
+@pytest.mark.parametrize("exercise", EXERCISES, ids=by_id)
+def test_the_reference_passes(exercise):
+    for answer, given in answers(exercise, exercise.reference):
+        verdict = judge(exercise, answer, given)
+        assert verdict.status == "passed", verdict.text
+
+
+@pytest.mark.parametrize("exercise", EXERCISES, ids=by_id)
+def test_the_stub_is_not_attempted(exercise):
+    given = answers(exercise, exercise.reference)[0][1]
+    assert judge(exercise, stub_value(exercise), given).status == "not attempted"
+
+
+@pytest.mark.parametrize("exercise,name", MUTANTS, ids=lambda x: x if isinstance(x, str) else x.id)
+def test_every_mutant_fails_with_its_own_message(exercise, name):
+    mutant = exercise.mutants[name]
+    for answer, given in answers(exercise, mutant.answer):
+        verdict = judge(exercise, answer, given)
+        assert verdict.status == "not yet"
+        assert mutant.message in verdict.text
+        assert sum(other.message in verdict.text for other in exercise.mutants.values()) == 1
+
+
+@pytest.mark.parametrize("exercise", EXERCISES, ids=by_id)
+def test_there_are_three_mutants_and_three_hints_of_readable_length(exercise):
+    assert len(exercise.mutants) >= 3
+    messages = [mutant.message for mutant in exercise.mutants.values()]
+    assert len(set(messages)) == len(messages)
+    assert len(set(exercise.hints)) == 3
+    assert all(4 <= len(text.split()) <= 45 for text in (*exercise.hints, *messages))
+
+
+def solution_lines(exercise: Exercise) -> list[str]:
+    """The lines of the reference that carry the solution, without spaces."""
+    lines = inspect.getsource(exercise.reference).splitlines()
+    code = [re.sub(r"\s+", "", line.split("#")[0]) for line in lines]
+    body = [line for line in code if line and not line.startswith(("def", '"""', "@", ")", "else"))]
+    lines = [line.removeprefix("return") for line in body]
+    return [
+        line for line in lines if len(line) >= 12 and line[0] not in "\"'{["
+    ]  # not mere literals
+
+
+@pytest.mark.parametrize("exercise", EXERCISES, ids=by_id)
+def test_no_hint_contains_a_line_of_the_solution(exercise):
+    told = [re.sub(r"\s+", "", text) for text in (*exercise.hints, exercise.stub)]
+    for line in solution_lines(exercise):
+        assert not any(line in text for text in told), line
+
+
+@pytest.mark.parametrize("exercise", [e for e in EXERCISES if e.answers == "function"], ids=by_id)
+def test_the_second_seed_asks_other_questions(exercise):
+    if exercise.same is not None and not exercise.one_seed:
+        first, second = exercise.cases_from(FIRST_SEED), exercise.cases_from(SECOND_SEED)
+        assert not all(map(close, first, second))
+
+
+PASTED = [e for e in EXERCISES if e.answers == "function" and e.same and not e.observe]
+
+
+@pytest.mark.parametrize("exercise", PASTED, ids=by_id)
+def test_pasting_the_numbers_of_the_first_seed_fails(exercise):
+    """A table of the answers that a verdict may show; other cases get the first answer."""
+    cases = exercise.cases_from(FIRST_SEED)
+    table = {repr(case): exercise.reference(*case) for case in cases}
+    pasted = next(iter(table.values()))
+    verdict = judge(exercise, lambda *case: table.get(repr(case), pasted), {})
+    assert verdict.status == "not yet"
+
+
+def test_pasted_numbers_are_called_by_their_name():
+    exercise = find("05.1")
+    table = {repr(c): exercise.reference(*c) for c in exercise.cases_from(FIRST_SEED)}
+    verdict = judge(exercise, lambda rewards: table.get(repr((rewards,)), [[0.5]]), {})
+    assert "pasted" in verdict.text
+
+
+# --- whatever a learner's function does, there is a sentence for it
+
+
+def verdict_on(answer, id: str = "05.4") -> str:
+    return judge(find(id), answer, {}).text
+
+
+def test_an_error_is_told_with_the_arguments_that_cause_it():
+    text = verdict_on(lambda p, group_size: 1 / p)
+    assert "ZeroDivisionError" in text
+    assert "p = 0" in text
+
+
+def test_an_endless_loop_comes_back(monkeypatch):
+    monkeypatch.setattr("course_lib.checks.calling.TIME_LIMIT_S", 0.2)
+
+    def forever(p, group_size):
+        while True:
+            group_size += 1
+
+    assert "loop without an end" in verdict_on(forever)
+
+
+def test_an_endless_loop_that_swallows_errors_comes_back():
+    def stubborn():
+        while True:
+            try:
+                len([])
+            except Exception:
+                continue
+
+    assert call(stubborn, (), limit_s=0.2).out_of_time
+
+
+def test_prints_are_counted_and_not_shown(capsys):
+    def chatty(p, group_size):
+        print("here")
+        return p**group_size + (1 - p) ** group_size
+
+    verdict = judge(find("05.4"), chatty, {})
+    assert verdict.status == "passed"
+    assert "printed" in verdict.text
+    assert capsys.readouterr().out == ""
+
+
+def test_a_function_that_changes_its_input_is_told_so():
+    def in_place(rewards_P_G):
+        for rewards_G in rewards_P_G:
+            mean = sum(rewards_G) / len(rewards_G)
+            for i in range(len(rewards_G)):
+                rewards_G[i] -= mean
+        return rewards_P_G
+
+    assert "changes the list" in verdict_on(in_place, "05.1")
+
+
+def test_handing_over_the_result_instead_of_the_function_is_told_so():
+    assert "the function itself" in verdict_on([[0.5, -0.5]], "05.1")
+
+
+def test_a_half_finished_stub_is_told_so():
+    assert "still a `...`" in verdict_on(lambda p, group_size: p**group_size + ...)
+
+
+def test_wrong_arguments_are_told_so():
+    assert "TypeError" in verdict_on(lambda p: p)
+
+
+def test_system_exit_does_not_stop_the_notebook():
+    assert "SystemExit" in verdict_on(lambda p, group_size: exit())
+
+
+def test_arrays_tensors_and_tuples_count_as_lists():
+    numpy = pytest.importorskip("numpy")
+    exercise = find("05.1")
+    assert judge(exercise, lambda r: numpy.array(exercise.reference(r)), {}).status == "passed"
+    assert (
+        judge(exercise, lambda r: (tuple(row) for row in exercise.reference(r)), {}).status
+        == "passed"
+    )
+
+
+def test_an_unnamed_mistake_shows_one_case():
+    text = verdict_on(lambda p, group_size: 0.123)
+    assert "yours gives 0.123" in text
+    assert "it should be" in text
+
+
+# --- the desk
+
+
+def test_check_returns_the_learners_function_when_it_passes(capsys):
+    def mine(p, group_size):
+        return p**group_size + (1 - p) ** group_size
+
+    assert check("05.4", mine) is mine
+    assert "05.4 How many groups are dead?: passed." in capsys.readouterr().out
+
+
+def test_check_goes_on_with_the_reference_and_says_so(capsys):
+    exercise = find("05.4")
+    assert check("05.4", stub_value(exercise)) is exercise.reference
+    assert "go on with the reference" in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_value_answer_is_replaced_by_the_reference_value(capsys):
+    assert check("00.1", ..., vocab_size=1024) == pytest.approx(6.931, abs=1e-3)
+    assert check("00.1", 6.93, vocab_size=1024) == 6.93
+    assert "not attempted" in capsys.readouterr().out
+
+
+def test_missing_facts_and_unknown_ids_are_sentences(capsys):
+    assert check("00.1", 7.0) == 7.0
+    assert check("05.9", 1) == 1
+    assert check("99.1", 1) == 1
+    hint("zz")
+    said = capsys.readouterr().out
+    assert "needs vocab_size" in said
+    assert "05.1, 05.2" in said
+    assert "Lessons are 00 to 10" in said
+
+
+def test_hints_come_one_at_a_time_and_are_remembered(capsys):
+    for _ in range(4):
+        hint("05.1")
+    said = capsys.readouterr().out
+    assert [f"hint {n} of 3" in said for n in (1, 2, 3)] == [True] * 3
+    assert said.count("hint 3 of 3") == 2
+    assert read_progress()["05.1"].hints == 3
+
+
+def test_progress_counts_what_is_solved(capsys):
+    check("05.4", find("05.4").reference)
+    check("05.1", lambda rewards: rewards)
+    capsys.readouterr()
+    progress()
+    said = capsys.readouterr().out
+    line = next(line for line in said.splitlines() if line.startswith("05"))
+    assert "1 of 4" in line
+    assert "05.1 tried 1x" in line
+    assert f"1 of {len(EXERCISES)} solved" in said
+
+
+def test_a_solved_exercise_stays_solved(capsys):
+    check("05.4", find("05.4").reference)
+    check("05.4", lambda p, group_size: 0.0)
+    assert read_progress()["05.4"].solved
+
+
+@pytest.mark.parametrize("damage", ["", "[1]", "{", '{"05.1": {"unknown": 1}}', '{"05.1": 3}'])
+def test_a_damaged_progress_file_is_an_empty_one(damage, tmp_path, capsys):
+    (tmp_path / "progress.json").write_text(damage)
+    assert read_progress() == {}
+    check("05.4", find("05.4").reference)
+    assert json.loads((tmp_path / "progress.json").read_text())["05.4"]["solved"]
+
+
+def test_a_folder_that_cannot_be_written_is_passed_over(monkeypatch, capsys):
+    monkeypatch.setenv("COURSE_PROGRESS", "/proc/nowhere/progress.json")
+    check("05.4", find("05.4").reference)
+    assert "passed" in capsys.readouterr().out
+
+
+def test_verdicts_never_show_an_address():
+    assert "0x" not in describe([object(), lambda: 0])
+
+
+def test_every_verdict_is_words_without_colour_codes(capsys):
+    for exercise in EXERCISES:
+        desk._say(desk.sentence(exercise, judge(exercise, ..., {})))
+    said = capsys.readouterr().out
+    assert "\x1b" not in said
+    assert said.isascii()

@@ -1,0 +1,300 @@
+"""What can be asked about what was made? Listing, publishing, expiry, deletion, copies."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from tinker import types
+
+from course_lib.engine.names import KINDS, TinkerPath, checked_run_id, parse_path, run_id_of
+from course_lib.engine.requests import RequestError
+from course_lib.engine.rooms import Rooms
+from course_lib.engine.sessions import Sessions
+from course_lib.engine.storage import (
+    RECORD,
+    CheckpointRecord,
+    NotFoundError,
+    RunRecord,
+    SessionRecord,
+    expiry,
+    iso,
+    now,
+)
+
+
+def page(items: list[Any], limit: int, offset: int) -> tuple[list[Any], dict[str, int]]:
+    """One page and the cursor that describes it."""
+    if limit < 0 or offset < 0:
+        raise RequestError("limit and offset must not be negative")
+    cursor = {"offset": offset, "limit": limit, "total_count": len(items)}
+    return items[offset : offset + limit], cursor
+
+
+def checkpoint_json(record: CheckpointRecord) -> dict[str, Any]:
+    path = parse_path(record.path)
+    return {
+        "checkpoint_id": path.checkpoint_id,
+        "checkpoint_type": KINDS[path.kind],
+        "time": record.created_at,
+        "tinker_path": record.path,
+        "size_bytes": record.size_bytes,
+        "public": record.public,
+        "user_metadata": record.user_metadata,
+        "expires_at": record.expires_at,
+    }
+
+
+def run_json(rooms: Rooms, record: RunRecord) -> dict[str, Any]:
+    newest: dict[str, dict[str, Any]] = {}
+    for checkpoint in rooms.store.checkpoints(record.run_id):
+        newest.setdefault(parse_path(checkpoint.path).kind, checkpoint_json(checkpoint))
+    return {
+        "training_run_id": record.run_id,
+        "base_model": record.base_model,
+        "model_owner": record.owner,
+        "is_lora": True,
+        "lora_rank": record.lora["rank"],
+        "last_request_time": record.last_request_at,
+        "last_checkpoint": newest.get("weights"),
+        "last_sampler_checkpoint": newest.get("sampler_weights"),
+        "user_metadata": record.user_metadata,
+    }
+
+
+def visible_runs(rooms: Rooms, owner: str, project_id: str | None = None) -> list[RunRecord]:
+    """The owner's runs, the one used last first."""
+    runs = [run for run in rooms.store.runs() if rooms.may_see(owner, run)]
+    if project_id is None:
+        return runs
+    inside = {s.session_id for s in rooms.store.sessions() if s.project_id == project_id}
+    return [run for run in runs if run.session_id in inside]
+
+
+def training_runs(
+    rooms: Rooms, owner: str, limit: int, offset: int, project_id: str | None
+) -> dict[str, Any]:
+    runs, cursor = page(visible_runs(rooms, owner, project_id), limit, offset)
+    return {"training_runs": [run_json(rooms, run) for run in runs], "cursor": cursor}
+
+
+def training_run(rooms: Rooms, owner: str, run_id: str) -> dict[str, Any]:
+    return run_json(rooms, rooms.run_record(owner, checked_run_id(run_id)))
+
+
+def run_checkpoints(rooms: Rooms, owner: str, run_id: str) -> dict[str, Any]:
+    rooms.run_record(owner, checked_run_id(run_id))
+    return {"checkpoints": [checkpoint_json(c) for c in rooms.store.checkpoints(run_id)]}
+
+
+def all_checkpoints(rooms: Rooms, owner: str, limit: int, offset: int) -> dict[str, Any]:
+    records = [
+        checkpoint
+        for run in visible_runs(rooms, owner)
+        for checkpoint in rooms.store.checkpoints(run.run_id)
+    ]
+    records.sort(key=lambda record: record.created_at, reverse=True)
+    found, cursor = page(records, limit, offset)
+    return {"checkpoints": [checkpoint_json(c) for c in found], "cursor": cursor}
+
+
+def own_checkpoint(rooms: Rooms, owner: str, path: TinkerPath) -> CheckpointRecord:
+    """The checkpoint, when this owner may change it (reading a published one is not enough)."""
+    record = rooms.store.checkpoint(path)
+    if not rooms.may_see(owner, record):
+        raise NotFoundError(f"There is no checkpoint {path} in this store")
+    return record
+
+
+def delete_checkpoint(rooms: Rooms, owner: str, path: TinkerPath) -> None:
+    own_checkpoint(rooms, owner, path)
+    rooms.store.delete(path)
+
+
+def publish(rooms: Rooms, owner: str, path: TinkerPath, public: bool) -> None:
+    own_checkpoint(rooms, owner, path)
+    rooms.store.update(path, public=public)
+
+
+def set_ttl(rooms: Rooms, owner: str, path: TinkerPath, ttl_seconds: int | None) -> None:
+    own_checkpoint(rooms, owner, path)
+    rooms.store.update(path, expires_at=expiry(ttl_seconds))
+
+
+def weights_info(
+    rooms: Rooms, owner: str, path: str, readers: tuple[str, ...] = ()
+) -> dict[str, Any]:
+    _, record = rooms.checkpoint(owner, path, readers)
+    flags = {name: record.lora[name] for name in ("train_unembed", "train_mlp", "train_attn")}
+    return {
+        "base_model": record.base_model,
+        "is_lora": True,
+        "lora_rank": record.lora["rank"],
+        "optimizer_config": {"type": "adamw"},
+        **flags,
+    }
+
+
+def download_urls(rooms: Rooms, owner: str, path: TinkerPath, base_url: str) -> dict[str, Any]:
+    rooms.checkpoint(owner, str(path))
+    if path.kind != "external_weights":
+        raise RequestError(f"{path} is not for download; save_weights_external makes one that is")
+    files = [file for file in rooms.store.folder(path).iterdir() if file.name != RECORD]
+    urls = {file.name: rooms.signer.url(base_url, path, file.name) for file in sorted(files)}
+    return {"urls": urls, "expires": rooms.signer.expires()}
+
+
+def download(rooms: Rooms, path: TinkerPath, file: str, expires: str, token: str) -> Path:
+    """The file behind a signed URL."""
+    rooms.signer.check(path, file, expires, token)
+    rooms.store.checkpoint(path)
+    names = {entry.name: entry for entry in rooms.store.folder(path).iterdir()}
+    if file not in names or names[file].is_symlink() or file == RECORD:
+        raise NotFoundError(f"{path} has no file {file!r}")
+    return names[file]
+
+
+def copy_weights(
+    rooms: Rooms, owner: str, message: types.CopyWeightsRequest, readers: tuple[str, ...] = ()
+) -> str:
+    """A copy of a checkpoint in a run of its own, which cannot be trained."""
+    source, record = rooms.checkpoint(owner, message.source_path, readers)
+    if message.session_id is not None:
+        session_id = rooms.sessions.live(message.session_id, owner).session_id
+    elif message.destination_project_id is not None:
+        session_id = _archive_session(rooms.sessions, owner, message.destination_project_id)
+    else:
+        raise RequestError("copy_weights needs destination_project_id or session_id")
+    run_id = run_id_of(session_id, message.model_seq_id or 0)
+    moment = iso(now())
+    path = TinkerPath(run_id, source.kind, source.name)
+    copy = replace(
+        record,
+        path=str(path),
+        owner=owner,
+        created_at=moment,
+        public=False,
+        expires_at=expiry(message.ttl_seconds),
+    )
+    run = RunRecord(
+        run_id,
+        owner,
+        session_id,
+        record.base_model,
+        record.fingerprint,
+        record.lora,
+        moment,
+        moment,
+    )
+    rooms.store.write_run(run)
+    rooms.sessions.add_run(session_id, run_id)
+    rooms.store.save(path, copy, lambda to: _copy_files(rooms.store.folder(source), to))
+    if message.session_id is None:
+        rooms.end_session(session_id, {"type": "client_finished", "reason": {"type": "success"}})
+    return str(path)
+
+
+def _archive_session(sessions: Sessions, owner: str, project_id: str) -> str:
+    message = types.CreateSessionRequest(
+        tags=[], user_metadata=None, sdk_version="", project_id=project_id
+    )
+    return sessions.create(owner, message).session_id
+
+
+def _copy_files(source: Path, target: Path) -> None:
+    for file in source.iterdir():
+        if file.name != RECORD:
+            shutil.copyfile(file, target / file.name)
+
+
+def visible_session(rooms: Rooms, owner: str, session_id: str) -> SessionRecord:
+    record = rooms.store.session(session_id)
+    if record is None or not (rooms.single_owner or record.owner == owner):
+        raise NotFoundError(f"There is no session {session_id}")
+    return record
+
+
+def visible_sessions(rooms: Rooms, owner: str) -> list[SessionRecord]:
+    records = rooms.store.sessions()
+    return [record for record in records if rooms.single_owner or record.owner == owner]
+
+
+def session_info(rooms: Rooms, owner: str, session_id: str) -> dict[str, Any]:
+    record = visible_session(rooms, owner, session_id)
+    return {
+        "training_run_ids": record.training_run_ids,
+        "sampler_ids": record.sampler_ids,
+        "user_metadata": record.user_metadata,
+        "display_name": record.display_name,
+    }
+
+
+def session_list(rooms: Rooms, owner: str, limit: int, offset: int) -> dict[str, Any]:
+    records, _ = page(visible_sessions(rooms, owner), limit, offset)
+    return {"sessions": [record.session_id for record in records]}
+
+
+def search_sessions(
+    rooms: Rooms, owner: str, message: types.SessionSearchRequest
+) -> dict[str, Any]:
+    """One page of the sessions that match, newest first."""
+    found = [
+        record for record in visible_sessions(rooms, owner) if _matches(record, message, owner)
+    ]
+    if message.cursor is not None:
+        start = (message.cursor.last_created_at, message.cursor.last_session_id)
+        found = [record for record in found if _order(record) < start]
+    found.sort(key=_order, reverse=True)
+    shown = found[: message.limit]
+    more = len(found) > len(shown)
+    last = shown[-1] if shown else None
+    cursor = last and {"last_created_at": last.created_at, "last_session_id": last.session_id}
+    return {
+        "sessions": [_summary(rooms, record) for record in shown],
+        "next_cursor": cursor if more else None,
+    }
+
+
+def _order(record: SessionRecord) -> tuple[datetime, str]:
+    return datetime.fromisoformat(record.created_at), record.session_id
+
+
+def _matches(record: SessionRecord, message: types.SessionSearchRequest, owner: str) -> bool:
+    named = message.session_id is None and message.display_name is None
+    named = named or record.session_id == message.session_id
+    if message.display_name is not None:
+        words, name = message.display_name.lower().split(), (record.display_name or "").lower()
+        named = named or all(word in name for word in words)
+    wanted, metadata = message.user_metadata, record.user_metadata or {}
+    owners = getattr(message.owner, "owner_urns", None)
+    return (
+        named
+        and all(metadata.get(key) == value for key, value in wanted.items())
+        and (message.project_ids is None or (record.project_id or "") in message.project_ids)
+        and (owners is None or record.owner in owners)
+        and (message.statuses is None or any(_has_status(record, s) for s in message.statuses))
+    )
+
+
+def _has_status(record: SessionRecord, query: Any) -> bool:
+    reasons = getattr(query, "reasons", None)
+    reason = record.status.get("reason", {}).get("type")
+    return record.status["type"] == query.type and (reasons is None or reason in reasons)
+
+
+def _summary(rooms: Rooms, record: SessionRecord) -> dict[str, Any]:
+    checkpoints = [c for run in record.training_run_ids for c in rooms.store.checkpoints(run)]
+    return {
+        "session_id": record.session_id,
+        "created_at": record.created_at,
+        "owner": record.owner,
+        "project_id": record.project_id or "",
+        "status": record.status,
+        "checkpoints_count": len(checkpoints),
+        "display_name": record.display_name,
+        "user_metadata": record.user_metadata,
+        "checkpoint_storage_bytes": sum(c.size_bytes for c in checkpoints),
+    }

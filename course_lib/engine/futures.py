@@ -1,0 +1,161 @@
+"""How does an answer find its way back? One `Pending` per accepted request, fetched by its id.
+
+A request is answered at once with an id; the result waits here until it is fetched. A fetched
+result stays for a minute, because the reply that carried it may have been lost.
+"""
+
+from __future__ import annotations
+
+import secrets
+import threading
+import time
+from collections import OrderedDict, deque
+from collections.abc import Callable
+from concurrent.futures import Future
+
+from course_lib.engine.limits import Limits
+from course_lib.engine.wire import Reply
+
+
+class Pending:
+    """One accepted request: `reply` is a future of the finished bytes."""
+
+    def __init__(self, owner: str, stream: tuple[str, int] | None = None) -> None:
+        self.request_id = secrets.token_hex(16)
+        self.owner = owner
+        self.stream = stream  # (sampling session, clone): samples are also reported in bulk
+        self.reply: Future[Reply] = Future()
+        self.cancelled = False
+        self.delivered_at: float | None = None
+
+
+class Stream:
+    """The finished requests of one sampling client, numbered, for `retrieve_futures`."""
+
+    def __init__(self) -> None:
+        self.cursor = 0
+        self.finished: deque[tuple[int, str, bool, int]] = deque(maxlen=20_000)
+        self.waiters: list[Future[None]] = []
+
+    def after(self, cursor: int) -> list[tuple[int, str, bool, int]]:
+        """(cursor, request id, failed, bytes) of what finished later; older ones go."""
+        while self.finished and self.finished[0][0] <= cursor:
+            self.finished.popleft()
+        return list(self.finished)
+
+
+class FutureTable:
+    """All requests that still have something to tell. Safe to call from any thread."""
+
+    def __init__(self, limits: Limits, clock: Callable[[], float] = time.monotonic) -> None:
+        self._limits, self._clock = limits, clock
+        self._lock = threading.Lock()
+        self._table: OrderedDict[str, Pending] = OrderedDict()
+        self._delivered: OrderedDict[str, Pending] = OrderedDict()
+        self._streams: dict[tuple[str, int], Stream] = {}
+        self._bytes = 0
+
+    def open(self, owner: str, stream: tuple[str, int] | None = None) -> Pending:
+        """Register a new request."""
+        pending = Pending(owner, stream)
+        with self._lock:
+            self._table[pending.request_id] = pending
+        return pending
+
+    def discard(self, pending: Pending) -> None:
+        """Take back a request that was not accepted after all."""
+        with self._lock:
+            self._table.pop(pending.request_id, None)
+
+    def find(self, request_id: str, owner: str) -> Pending | None:
+        """The request, unless it is unknown, expired or another owner's."""
+        with self._lock:
+            pending = self._table.get(request_id)
+        return pending if pending is not None and pending.owner == owner else None
+
+    def settle(self, pending: Pending, reply: Reply) -> None:
+        """Give the request its result; the first result counts."""
+        with self._lock:
+            if pending.reply.done():
+                return
+            self._bytes += len(reply.body)
+            pending.reply.set_result(reply)
+            waiters = self._report(pending, reply)
+        for waiter in waiters:
+            if waiter.set_running_or_notify_cancel():
+                waiter.set_result(None)
+        self._make_room()
+
+    def _report(self, pending: Pending, reply: Reply) -> list[Future[None]]:
+        if pending.stream is None:
+            return []
+        stream = self._streams.setdefault(pending.stream, Stream())
+        stream.cursor += 1
+        stream.finished.append((stream.cursor, pending.request_id, reply.failed, len(reply.body)))
+        waiters, stream.waiters = stream.waiters, []
+        return waiters
+
+    def delivered(self, pending: Pending) -> None:
+        """Note that the result went out; it may go when its time is up or room is needed."""
+        with self._lock:
+            pending.delivered_at = self._clock()
+            self._delivered[pending.request_id] = pending
+            self._delivered.move_to_end(pending.request_id)
+        self._make_room()
+
+    def forget(self, request_ids: list[str], owner: str) -> None:
+        """Free results that the client says it has."""
+        with self._lock:
+            for request_id in request_ids:
+                pending = self._table.get(request_id)
+                if pending is not None and pending.owner == owner and pending.reply.done():
+                    self._drop(pending)
+
+    def completions(self, stream: tuple[str, int], cursor: int) -> list[tuple[int, str, bool, int]]:
+        """What a sampling client's requests finished after the cursor."""
+        with self._lock:
+            return self._streams[stream].after(cursor) if stream in self._streams else []
+
+    def waiter(self, stream: tuple[str, int]) -> Future[None]:
+        """A future that is done when a request of this sampling client finishes."""
+        waiter: Future[None] = Future()
+        with self._lock:
+            self._streams.setdefault(stream, Stream()).waiters.append(waiter)
+        return waiter
+
+    def release(self, stream: tuple[str, int], waiter: Future[None]) -> None:
+        """Take back a waiter that nobody waits for any more."""
+        with self._lock:
+            if stream in self._streams and waiter in self._streams[stream].waiters:
+                self._streams[stream].waiters.remove(waiter)
+
+    def close_streams(self, sampling_session: str) -> None:
+        """Forget the bulk reports of a sampling session that has ended."""
+        with self._lock:
+            for stream in [key for key in self._streams if key[0] == sampling_session]:
+                del self._streams[stream]
+
+    def __len__(self) -> int:
+        return len(self._table)
+
+    def _make_room(self) -> None:
+        """Drop fetched results that are old, then (only over the byte bound) the oldest results."""
+        limit, now = self._limits.keep_results_bytes, self._clock()
+        with self._lock:
+            while self._delivered:
+                pending = next(iter(self._delivered.values()))
+                age = now - (pending.delivered_at or now)
+                if age < self._limits.keep_delivered_s and self._bytes <= limit:
+                    break
+                self._drop(pending)
+            if self._bytes > limit:
+                for pending in [p for p in self._table.values() if p.reply.done()]:
+                    if self._bytes <= limit:
+                        break
+                    self._drop(pending)
+
+    def _drop(self, pending: Pending) -> None:
+        self._table.pop(pending.request_id, None)
+        self._delivered.pop(pending.request_id, None)
+        if pending.reply.done():
+            self._bytes -= len(pending.reply.result().body)

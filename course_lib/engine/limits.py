@@ -1,0 +1,31 @@
+"""How much is too much? The engine's bounds in one place: no client can make it fall over."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+MIB = 1024 * 1024
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Each field's default suits a laptop; a test may shrink one to reach it."""
+
+    body_bytes: int = 64 * MIB  # one request body, after decompression
+    dense_cells: int = 16 * MIB  # cells of one tensor made dense from CSR
+    samples_per_request: int = 1024
+    logprob_cells: int = 4 * MIB  # prompt length x k of one request, per kind of prompt logprobs
+    waiting_samples: int = 4096  # sequences not yet admitted; beyond it asample answers 429
+    active_sequences: int = 256  # sequences being decoded at once
+    held_requests: int = 4096  # training requests of one model waiting for their turn
+    gap_s: float = 20.0  # a missing sequence id is given up after this long
+    hold_s: float = 40.0  # one long poll of retrieve_future
+    bulk_hold_s: float = 25.0  # one long poll of retrieve_futures
+    keep_delivered_s: float = 60.0  # a fetched result stays this long, for a lost reply
+    keep_results_bytes: int = 512 * MIB  # all finished results together
+    adapter_bytes: int = 2048 * MIB  # live adapters with optimizer state; the rest is parked
+    shelf_bytes: int = 512 * MIB  # sampler weights in memory; the rest is parked
+    scratch_bytes: int = 8192 * MIB  # parked snapshots on disk; the oldest goes first
+    silent_s: float = 3600.0  # a session without a heartbeat for this long has ended
+    metadata_bytes: int = 64 * 1024  # one user_metadata mapping
+    sample_slice_s: float = 0.05  # least time for sampling between two training requests

@@ -1,0 +1,79 @@
+"""In which order? One `Line` per training run keeps its requests in the client's order.
+
+The client numbers its requests 1, 2, 3 ..., but they need not arrive so: the SDK sends the first
+chunk of a large batch last, and sends a request again when the reply was lost. A number may also
+never arrive, because its request was refused at the door; the line then waits a while and goes on.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from course_lib.engine.futures import Pending
+from course_lib.engine.wire import Reply
+
+_REMEMBERED = 2048  # sequence ids whose re-sending is recognised
+
+
+@dataclass
+class Job:
+    """One accepted request and the work that answers it."""
+
+    pending: Pending
+    work: Callable[[], Reply]
+
+
+class Line:
+    """The training requests of one run. Guarded by the worker's lock."""
+
+    def __init__(self, learner: str) -> None:
+        self.learner = learner  # the session: turns are fair between learners, then between runs
+        self.last_turn = 0
+        self.next_seq = 0
+        self.closed: str | None = None  # why no more requests are taken
+        self._held: dict[int, Job] = {}
+        self._known: OrderedDict[int, str] = OrderedDict()
+        self._waiting_since: float | None = None
+
+    def known(self, seq_id: int) -> str | None:
+        """The request id under which this sequence id was accepted before."""
+        return self._known.get(seq_id)
+
+    def add(self, seq_id: int, job: Job) -> None:
+        """Accept a request; the caller has checked that its sequence id is new."""
+        self._known[seq_id] = job.pending.request_id
+        self._held[seq_id] = job
+        while len(self._known) > _REMEMBERED + len(self._held):
+            self._known.popitem(last=False)
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    def ready(self, now: float, gap_s: float) -> bool:
+        """Whether the next request can run, giving up a missing sequence id after `gap_s`."""
+        if not self._held:
+            self._waiting_since = None
+            return False
+        if self.next_seq in self._held:
+            return True
+        if self._waiting_since is None:
+            self._waiting_since = now
+        if now - self._waiting_since < gap_s:
+            return False
+        self.next_seq = min(self._held)
+        return True
+
+    def take(self) -> Job:
+        """Hand out the next request; `ready` has said that there is one."""
+        job = self._held.pop(self.next_seq)
+        self.next_seq += 1
+        self._waiting_since = None
+        return job
+
+    def close(self, reason: str) -> list[Job]:
+        """Take no more requests, and give back those that will not run."""
+        self.closed = reason
+        jobs, self._held = list(self._held.values()), {}
+        return jobs

@@ -1,0 +1,280 @@
+"""Who does the work, and in which order? One thread computes; everything else only waits.
+
+A round of the loop runs one training request - of the learner whose last turn is longest ago - and
+then gives sampling as much time as that took. All `sample` calls that are waiting join the batch
+being decoded, at the next token. No exception ends the loop: it becomes the answer of the request.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import OrderedDict, deque
+from collections.abc import Callable
+from concurrent.futures import CancelledError
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from course_lib.engine.futures import FutureTable, Pending
+from course_lib.engine.limits import Limits
+from course_lib.engine.requests import RequestError, SampleRequest, SampleResult
+from course_lib.engine.turns import Job, Line
+from course_lib.engine.wire import Reply, failure_reply
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class SampleJob:
+    """One accepted `sample` call. `weights` is asked for when the call joins the batch."""
+
+    pending: Pending
+    request: SampleRequest
+    sampler: Any  # the base model's Sampler
+    weights: Callable[[], Any]
+    encode: Callable[[SampleResult], Reply]
+    ticket: Any = None
+
+
+class Worker:
+    """The compute thread with its queues. Public methods may be called from any thread."""
+
+    def __init__(self, futures: FutureTable, limits: Limits) -> None:
+        self._futures, self._limits = futures, limits
+        self._wake = threading.Condition()
+        self._lines: dict[str, Line] = {}
+        self._errands: deque[Callable[[], None]] = deque()
+        self._waiting: OrderedDict[str, deque[SampleJob]] = OrderedDict()  # by learner
+        self._waiting_samples = 0
+        self._decoding: list[SampleJob] = []
+        self._turn = 0
+        self._stopping = False
+        self._thread = threading.Thread(target=self._loop, name="engine-compute", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self, timeout_s: float = 5.0) -> None:
+        """End after the request being computed; what still waits is answered with a sentence."""
+        with self._wake:
+            self._stopping = True
+            self._wake.notify()
+        if self._thread.is_alive() and self._thread is not threading.current_thread():
+            self._thread.join(timeout_s)
+        with self._wake:
+            jobs = [job for line in self._lines.values() for job in line.close("stopped")]
+            jobs += [job for queue in self._waiting.values() for job in queue] + self._decoding
+        for job in jobs:
+            self._futures.settle(job.pending, failure_reply("The engine was stopped", "server"))
+
+    @property
+    def alive(self) -> bool:
+        return self._thread.is_alive()
+
+    # What the HTTP side calls -------------------------------------------------------------------
+
+    def open_line(self, run_id: str, learner: str) -> Line:
+        """The run's line, made when it is new."""
+        with self._wake:
+            return self._lines.setdefault(run_id, Line(learner))
+
+    def submit(self, run_id: str, seq_id: int, owner: str, work: Callable[[], Reply]) -> str:
+        """Put a training request in its run's line; the same sequence id gives the same answer.
+
+        Never refuses: a request that cannot run becomes a failed future, since the client has
+        already counted its sequence id.
+        """
+        with self._wake:
+            line = self._lines.get(run_id)
+            known = line.known(seq_id) if line is not None else None
+            if known is not None:
+                return known
+            job = Job(self._futures.open(owner), work)
+            problem = self._problem(line, seq_id)
+            if problem is None and line is not None:
+                line.add(seq_id, job)
+                self._wake.notify()
+        if problem is not None:
+            self._futures.settle(job.pending, failure_reply(problem))
+        return job.pending.request_id
+
+    def _problem(self, line: Line | None, seq_id: int) -> str | None:
+        if line is None:
+            return "The training run is unknown here; it may have ended with its session"
+        if line.closed is not None:
+            return f"The training run takes no more requests: {line.closed}"
+        if seq_id < line.next_seq:
+            return f"The sequence id {seq_id} is over; its turn was given up or long finished"
+        if len(line) >= self._limits.held_requests:
+            return f"More than {self._limits.held_requests} requests of this run are waiting"
+        return None
+
+    def fail(self, owner: str, refuse: Callable[[], Reply]) -> str:
+        """A future that has failed already, with the sentence that `refuse` raises."""
+        pending = self._futures.open(owner)
+        self._futures.settle(pending, answer(refuse))
+        return pending.request_id
+
+    def close_line(self, run_id: str, reason: str) -> None:
+        """End a run's line; requests that still wait fail with the reason."""
+        with self._wake:
+            line = self._lines.pop(run_id, None)
+            jobs = line.close(reason) if line is not None else []
+        for job in jobs:
+            self._futures.settle(job.pending, failure_reply(reason))
+
+    def submit_sample(self, learner: str, job: SampleJob) -> bool:
+        """Queue a `sample` call; False when so many wait that the client should come back later."""
+        with self._wake:
+            if self._waiting_samples + job.request.num_samples > self._limits.waiting_samples:
+                return False
+            self._waiting_samples += job.request.num_samples
+            self._waiting.setdefault(learner, deque()).append(job)
+            self._wake.notify()
+        return True
+
+    def errand(self, work: Callable[[], None]) -> None:
+        """Run something small on the compute thread, which alone may touch adapters."""
+        with self._wake:
+            self._errands.append(work)
+            self._wake.notify()
+
+    # The compute thread -------------------------------------------------------------------------
+
+    def _loop(self) -> None:
+        while True:
+            with self._wake:
+                while not self._stopping and not self._has_work():
+                    self._wake.wait(0.5 if any(len(line) for line in self._lines.values()) else 60)
+                if self._stopping:
+                    return
+                errands, self._errands = list(self._errands), deque()
+                job = self._next_job()
+            for work in errands:
+                self._guard(work)
+            started = time.monotonic()
+            if job is not None:
+                self._run(job)
+            try:
+                self._sample(max(time.monotonic() - started, self._limits.sample_slice_s))
+            except Exception as error:  # our own mistake: the calls in hand fail, the thread lives
+                self._abandon(self._decoding, reply_for(error))
+
+    def _has_work(self) -> bool:
+        return bool(self._errands or self._waiting or self._decoding or self._ready_lines())
+
+    def _ready_lines(self) -> list[Line]:
+        now, gap_s = time.monotonic(), self._limits.gap_s
+        return [line for line in self._lines.values() if line.ready(now, gap_s)]
+
+    def _next_job(self) -> Job | None:
+        """The next request of the learner, and of its runs the run, whose turn is longest ago."""
+        lines = self._ready_lines()
+        if not lines:
+            return None
+        latest: dict[str, int] = {}
+        for line in self._lines.values():
+            latest[line.learner] = max(latest.get(line.learner, 0), line.last_turn)
+        line = min(lines, key=lambda line: (latest[line.learner], line.last_turn))
+        self._turn += 1
+        line.last_turn = self._turn
+        return line.take()
+
+    def _run(self, job: Job) -> None:
+        self._futures.settle(job.pending, answer(job.work))
+
+    def _guard(self, work: Callable[[], None]) -> None:
+        try:
+            work()
+        except Exception:
+            log.exception("an errand on the compute thread failed")
+
+    # Sampling -----------------------------------------------------------------------------------
+
+    def _sample(self, seconds: float) -> None:
+        """Decode for a while, or until nothing is left; new calls join between tokens."""
+        deadline = time.monotonic() + seconds
+        while True:
+            self._admit()
+            if not self._decoding:
+                return
+            for sampler in {id(job.sampler): job.sampler for job in self._decoding}.values():
+                self._step(sampler)
+            self._collect()
+            with self._wake:
+                if self._stopping or self._errands:
+                    return
+                if time.monotonic() >= deadline and self._ready_lines():
+                    return
+
+    def _admit(self) -> None:
+        """Let waiting calls join the batch, one per learner in turn, while there is room."""
+        room = self._limits.active_sequences - sum(
+            job.request.num_samples for job in self._decoding
+        )
+        while True:
+            with self._wake:
+                if not self._waiting or (room <= 0 and self._decoding):
+                    return
+                learner, queue = self._waiting.popitem(last=False)
+                job = queue.popleft()
+                self._waiting_samples -= job.request.num_samples
+                if queue:
+                    self._waiting[learner] = queue  # at the end: the next learner comes first
+            room -= job.request.num_samples
+            if not job.pending.cancelled:
+                self._begin(job)
+            else:
+                self._futures.settle(job.pending, failure_reply("The sample call was cancelled"))
+
+    def _begin(self, job: SampleJob) -> None:
+        try:
+            job.ticket = job.sampler.submit(job.request, job.weights())
+        except Exception as error:
+            self._futures.settle(job.pending, reply_for(error))
+        else:
+            self._decoding.append(job)
+
+    def _step(self, sampler: Any) -> None:
+        try:
+            sampler.step()
+        except Exception as error:
+            jobs = [job for job in self._decoding if job.sampler is sampler]
+            self._abandon(jobs, reply_for(error))
+            self._guard(sampler.reset)
+
+    def _abandon(self, jobs: list[SampleJob], reply: Reply) -> None:
+        for job in jobs:
+            self._futures.settle(job.pending, reply)
+        self._decoding = [job for job in self._decoding if not job.pending.reply.done()]
+
+    def _collect(self) -> None:
+        """Answer the calls whose sequences are all finished."""
+        for job in [job for job in self._decoding if job.ticket.done()]:
+            self._futures.settle(job.pending, answer(partial(finished, job)))
+        self._decoding = [job for job in self._decoding if not job.pending.reply.done()]
+
+
+def finished(job: SampleJob) -> Reply:
+    try:
+        return job.encode(job.ticket.result())
+    except CancelledError as error:
+        raise RequestError("The sample call was cancelled") from error
+
+
+def answer(work: Callable[[], Reply]) -> Reply:
+    """The work's reply, or the failure that its exception stands for."""
+    try:
+        return work()
+    except Exception as error:
+        return reply_for(error)
+
+
+def reply_for(error: Exception) -> Reply:
+    """A person's mistake is told as it is; anything else is our mistake, and is logged."""
+    if isinstance(error, RequestError):
+        return failure_reply(str(error))
+    log.error("a request failed inside the engine", exc_info=error)
+    return failure_reply(f"The engine failed: {type(error).__name__}: {error}", "server")

@@ -1,0 +1,100 @@
+"""What does a chat look like to the model? Messages -> the chat template's text -> token ids.
+
+The template is the tokenizer's own, a Jinja program that came with the model, run by transformers.
+Two things are added here: a stated default for a tokenizer without one, and safety against a text
+that spells out a control token: typed by a person, `<|end|>` stays seven characters, ends no turn.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from course_lib.conversations import Message
+from course_lib.errors import CourseError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+# For a tokenizer without a chat template: the role on a line of its own, the text, end of text.
+DEFAULT_TEMPLATE = (
+    "{{ bos_token if bos_token and bos_token != eos_token else '' }}"
+    "{% for message in messages %}"
+    "{{ message.role + ':\n' + message.content + eos_token + '\n' }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'assistant:\n' }}{% endif %}"
+)
+
+# Unicode reserves this character for use inside programs; a text that holds it loses it.
+_SEAM = "\ufdd0"
+
+
+def chat_text(
+    messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase, header: bool = False
+) -> str:
+    """The chat template's text; `header` adds the beginning of the assistant's next message.
+
+    Control tokens that the messages spell out are broken by a seam, which `encode` understands.
+    """
+    template = None if tokenizer.chat_template else DEFAULT_TEMPLATE
+    if template and not tokenizer.eos_token:
+        finding = "the tokenizer has neither a chat template nor an end-of-text token"
+        raise CourseError("chat template", finding, "set tokenizer.chat_template")
+    try:
+        text = tokenizer.apply_chat_template(
+            as_dicts(messages, tokenizer),
+            chat_template=template,
+            tokenize=False,
+            add_generation_prompt=header,
+        )
+    except Exception as error:  # a template is a program: it may raise anything
+        finding = f"the chat template refuses the messages ({error})"
+        remedy = "change the messages, or tokenizer.chat_template"
+        raise CourseError("chat template", finding, remedy) from error
+    assert isinstance(text, str), "tokenize=False gives text"
+    return text
+
+
+def as_dicts(
+    messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase
+) -> list[dict[str, str]]:
+    """Messages as templates want them, their control tokens broken up."""
+    control_token = _control_tokens(tokenizer)
+    return [
+        {"role": message.role, "content": _broken_up(message.content, control_token)}
+        for message in messages
+    ]
+
+
+def encode(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Token ids of a chat text, cut at its seams: no control token but the template's is whole."""
+    tokens: list[int] = []
+    for piece in text.split(_SEAM):
+        tokens += tokenizer.encode(piece, add_special_tokens=False)  # the template wrote its own
+    return tokens
+
+
+def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """The first special token that the chat template writes after an assistant's words."""
+    words = "zqxj"  # in no template
+    probe = [Message("user", "?"), Message("assistant", words)]
+    tail = chat_text(probe, tokenizer).rpartition(words)[2]
+    found = _control_tokens(tokenizer).search(tail)
+    return found.group() if found else None
+
+
+def control_tokens_in(content: str, tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """The special tokens that a text spells out, e.g. `<|end|>`."""
+    return _control_tokens(tokenizer).findall(content)
+
+
+def _control_tokens(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str]:
+    added = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
+    longest_first = sorted({*added, *tokenizer.all_special_tokens}, key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, longest_first)) or "(?!)")  # (?!) finds nothing
+
+
+def _broken_up(content: str, control_token: re.Pattern[str]) -> str:
+    content = content.replace(_SEAM, "")
+    return control_token.sub(lambda found: found[0][0] + _SEAM + found[0][1:], content)

@@ -36,7 +36,7 @@ class SFTConfig:
     batch_size: int = 32  # conversations per optimizer step
     epochs: int = 1  # times every conversation is seen
     max_steps: int = 0  # steps; 0 = all of every epoch
-    max_length: int = 1024  # tokens per conversation; longer ones are cut at the end
+    max_length: int = 1024  # tokens per conversation; a longer one is an error
     learning_rate: float = 2e-3  # peak of the schedule
     schedule: str = "linear"  # linear | cosine (both fall to 0) | constant
     lora_rank: int = 16  # a power of two, as hosted Tinker asks

@@ -27,7 +27,6 @@ from course_lib.checkpoints import (
 )
 from course_lib.config import SFTConfig
 from course_lib.conversations import Conversation
-from course_lib.errors import CourseError
 from course_lib.evaluation import nll, token_weight
 from course_lib.metrics import MetricsLog
 from course_lib.rendering import render_conversation
@@ -124,25 +123,17 @@ def train_sft(
 def sft_datums(
     conversations: list[Conversation], config: SFTConfig, tokenizer: Any
 ) -> list[tinker.Datum]:
-    """Conversations as training data; those with no trained-on token left after cutting are
-    dropped.
-    """
+    """Conversations as training data; one over `max_length` is an error that names its place."""
     rendered = (render_conversation(each, tokenizer, config.train_on) for each in conversations)
-    datums = [make_datum(each, config.max_length) for each in rendered]
-    kept = [datum for datum in datums if token_weight([datum]) > 0]
-    if not kept:
-        finding = f"none of {len(conversations)} conversations has a token to train on"
-        raise CourseError("data", finding, "add assistant messages, or raise sft.max_length")
-    return kept
+    return [make_datum(each, config.max_length) for each in rendered]
 
 
 def plan_batches(n: int, config: SFTConfig, seed: int) -> list[list[int]]:
     """The indices of every batch of every epoch, cut at `max_steps`."""
-    batch_size = min(config.batch_size, n)  # a tiny data set is one batch, not none
     batches = [
         batch
         for epoch in range(config.epochs)
-        for batch in epoch_batches(n, batch_size, seed, epoch)
+        for batch in epoch_batches(n, config.batch_size, seed, epoch)
     ]
     return batches[: config.max_steps] if config.max_steps else batches
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from deploy_models import save_adapter, save_base, tiny_config, tiny_tokenizer
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
-from tiny_models import save_adapter, save_base, tiny_config, tiny_tokenizer
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,

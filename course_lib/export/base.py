@@ -14,6 +14,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
+from course_lib.config import PROJECT
 from course_lib.errors import CourseError
 from course_lib.export.files import read_json, safe_path
 
@@ -25,6 +26,7 @@ COPIED = (
     "LICENSE*",
     "NOTICE*",
 )  # besides weights and README
+SHIPPED = "course/base"  # the SDK's name of the model in data/base-model
 WEIGHT_INDEX = "model.safetensors.index.json"
 EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "embed_in.weight", "word_embeddings.weight")
 
@@ -116,6 +118,29 @@ class BaseFolder:
         if any(self.path.glob("*.bin")):
             finding = "the weights are pickled (.bin), and pickles are never opened"
         raise CourseError(str(self.path), finding, "give a model folder with safetensors weights")
+
+
+def find_base(name: str, *places: str | None) -> BaseFolder:
+    """The folder of the base model that the SDK calls `name`.
+
+    The first of `places` that is a model folder, `name` itself as a folder, the shipped model for
+    `course/base`, else a hub name, whose safetensors are fetched (or found in the cache).
+    """
+    for place in [*places, name]:
+        if place and (Path(place) / "config.json").exists():
+            return BaseFolder(Path(place))
+    if name == SHIPPED:
+        return BaseFolder(PROJECT / "data" / "base-model")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        folder = snapshot_download(name, allow_patterns=[*COPIED, "*.safetensors"])
+    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        first = str(error).strip().split("\n")[0]
+        finding = f"the base model is no folder here, and the hub does not give it ({first})"
+        raise CourseError(name, finding, "give its folder with --model") from None
+    return BaseFolder(Path(folder))
 
 
 def _header(folder: Path, name: str) -> dict[str, TensorPlace]:

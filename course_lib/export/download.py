@@ -33,6 +33,7 @@ STATE, FILES = "download.json", "files"
 EXPORT_TTL_S = 3600  # the shortest that hosted Tinker takes
 ATTEMPTS = 5  # for one file; each goes on where the last one broke off
 ANSWER_S = 300  # the longest wait for one answer of the service; the SDK would wait for ever
+PROBE_TEXT = "What is 23 + 45 + 61? 23 + 45 = 68, 68 + 61 = 129. The answer is 129."
 WORTH_ANOTHER_TRY = (403, 408, 410, 429)  # besides 5xx: an expired URL is signed anew
 
 Progress = Callable[[str, int, int], None]  # (stage, bytes done, bytes in all)
@@ -45,6 +46,7 @@ class Download:
     folder: Path
     checkpoint: str
     base_model: str  # the SDK's name of it
+    model_folder: str | None  # where an engine on this machine reads that model from
     files: dict[str, str]  # name -> sha256
     probe: dict[str, Any] | None  # {"tokens", "logprobs"}: the service's answer, for verify_merge
 
@@ -54,19 +56,18 @@ def download_adapter(
     checkpoint: str,
     folder: str | Path,
     *,
-    probe_tokens: list[int] | None = None,
     on_progress: Progress | None = None,
 ) -> Download:
     """Fetch every file of `checkpoint` into `folder`; called again after a stop, it goes on.
 
-    With `probe_tokens` the service is asked for these tokens' logprobs, which prove a merge.
+    On the way the service is asked for a text's logprobs, against which a merge can be proved.
     """
     folder = Path(folder)
     (folder / FILES).mkdir(parents=True, exist_ok=True)
     state = _read_state(folder, checkpoint)
     if "files" not in state:
         rest = service.create_rest_client()
-        _find_or_make_export(service, rest, checkpoint, folder, state, probe_tokens)
+        _find_or_make_export(service, rest, checkpoint, folder, state)
         _fetch_all(rest, state["export"], folder / FILES, on_progress)
         names = list_files(folder / FILES)
         state["files"] = {name: sha256_file(folder / FILES / name) for name in names}
@@ -74,7 +75,12 @@ def download_adapter(
         if state["export"] != checkpoint:
             _forget(rest, state["export"])
     return Download(
-        folder / FILES, checkpoint, state["base_model"], state["files"], state.get("probe")
+        folder / FILES,
+        checkpoint,
+        state["base_model"],
+        state.get("model_folder"),
+        state["files"],
+        state.get("probe"),
     )
 
 
@@ -127,12 +133,7 @@ def _read_state(folder: Path, checkpoint: str) -> dict[str, Any]:
 
 
 def _find_or_make_export(
-    service: Any,
-    rest: Any,
-    checkpoint: str,
-    folder: Path,
-    state: dict[str, Any],
-    probe_tokens: list[int] | None,
+    service: Any, rest: Any, checkpoint: str, folder: Path, state: dict[str, Any]
 ) -> None:
     """Note the external checkpoint whose files are fetched before any of them is."""
     state.setdefault("base_model", base_model_of(service, checkpoint))
@@ -141,8 +142,8 @@ def _find_or_make_export(
         state["export"] = checkpoint
     elif not _has_urls(rest, state.get("export")):
         client = _load(service, checkpoint, kind)
-        if probe_tokens:
-            state["probe"] = _probe(client, probe_tokens)
+        state["model_folder"] = _model_folder(client)
+        state["probe"] = _probe(client)
         digest = hashlib.sha256(checkpoint.encode()).hexdigest()[:8]
         name = f"deploy-{digest}-{time.time_ns()}"
         saved = ask(client.save_weights_external, name, ttl_seconds=EXPORT_TTL_S, place=checkpoint)
@@ -161,10 +162,17 @@ def _load(service: Any, checkpoint: str, kind: str) -> Any:
         raise CourseError(checkpoint, finding, remedy) from None
 
 
-def _probe(client: Any, tokens: list[int]) -> dict[str, Any]:
+def _model_folder(client: Any) -> str | None:
+    """The folder that an engine on this machine reads the base from; hosted Tinker names none."""
+    folder = client.get_info().model_data.tokenizer_id
+    return folder if folder and (Path(folder) / "config.json").exists() else None
+
+
+def _probe(client: Any) -> dict[str, Any]:
     """The service's logprobs of tokens 1 ... T-1 under this checkpoint: one forward, no update."""
     import tinker
 
+    tokens = [int(token) for token in client.get_tokenizer().encode(PROBE_TEXT)]
     datum = tinker.Datum(
         model_input=tinker.ModelInput.from_ints(tokens[:-1]),
         loss_fn_inputs={"target_tokens": tokens[1:], "weights": [1.0] * (len(tokens) - 1)},

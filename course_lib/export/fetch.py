@@ -1,7 +1,7 @@
 """One file over HTTP, whole or not at all, going on where a stopped fetch broke off.
 
-A partial file is continued by a Range request with If-Range and the ETag it was begun under;
-a server without ranges costs a fresh start. The file gets its name once its size is right and, where
+A partial file is continued by a Range request with If-Range and the ETag it was begun under; a
+server without ranges costs a fresh start. The file gets its name once its size is right and, where
 the server states a hash (Repr-Digest, RFC 9530), its hash.
 """
 

@@ -13,7 +13,12 @@ os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 os.environ["TINKER_TELEMETRY"] = "0"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-LEARNERS_CHOICES = ("TINKER_BASE_URL", "TINKER_API_KEY", "TINKER_CREDENTIAL_CMD", "TINKER_PROJECT_ID")
+LEARNERS_CHOICES = (
+    "TINKER_BASE_URL",
+    "TINKER_API_KEY",
+    "TINKER_CREDENTIAL_CMD",
+    "TINKER_PROJECT_ID",
+)
 
 
 def forget_choices() -> None:
@@ -31,3 +36,4 @@ def isolated(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in LEARNERS_CHOICES:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("COURSE_STORE", str(tmp_path / "store"))
+    monkeypatch.setenv("COURSE_ENV_FILE", "")  # a key in the developer's .env is not the tests' key

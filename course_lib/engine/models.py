@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import re
 import shutil
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ def load_models(
     """Load each folder or hub name once, and give it all its names."""
     from course_lib.engine.model import BaseModel
 
+    keep_quiet()
     wanted = {BASE_NAME: str(model or shipped_model()), **(aliases or {})}
     loaded: dict[str, Any] = {}
     models = {}
@@ -44,6 +46,18 @@ def load_models(
             loaded[key] = BaseModel.load(source, name)
         models[name] = Model(name, loaded[key], fingerprint(Path(loaded[key].tokenizer_path)))
     return models
+
+
+def keep_quiet() -> None:
+    """Silence what the libraries say on stderr without need: a notebook shows it in red."""
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
+    for message in (
+        "Model has `tie_word_embeddings=True` and a tied layer",  # our adapters handle tied weights
+        "`is_gradient_checkpointing` is deprecated",  # peft's use of transformers
+    ):
+        warnings.filterwarnings("ignore", message=message)
 
 
 def fingerprint(folder: Path) -> str:

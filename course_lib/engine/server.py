@@ -8,7 +8,6 @@ import ipaddress
 import os
 import socket
 import threading
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -111,7 +110,6 @@ def start(
     store: str | Path | None = None,
     port: int = 0,
     aliases: dict[str, str] | None = None,
-    deterministic: bool = False,
 ) -> Engine:
     """The engine of this process: started at the first call, the same one at every later call.
 
@@ -121,12 +119,7 @@ def start(
     from course_lib.engine.models import load_models, shipped_model
 
     place = Path(store or os.environ.get("COURSE_STORE") or DEFAULT_STORE).resolve()
-    key = (
-        str(model or shipped_model()),
-        place,
-        tuple(sorted((aliases or {}).items())),
-        deterministic,
-    )
+    key = (str(model or shipped_model()), place, tuple(sorted((aliases or {}).items())))
     with _lock:
         for running, engine in _running.items():
             if engine.running and running == key:
@@ -138,23 +131,11 @@ def start(
                     "stop it with engine.stop(), or restart the kernel",
                 )
         raise_file_limit()
-        engine = Engine(
-            load_models(model, aliases), place, port=port, compute=compute(deterministic)
-        )
+        engine = Engine(load_models(model, aliases), place, port=port)
         _running.clear()
         _running[key] = engine.launch()
     atexit.register(engine.stop)
     return engine
-
-
-def compute(deterministic: bool) -> Compute:
-    """The real functions; `deterministic`: no result depends on what else is running."""
-    from functools import partial
-
-    from course_lib.engine.rooms import torch_compute
-
-    rooms = torch_compute()
-    return replace(rooms, sampler=partial(rooms.sampler, deterministic=deterministic))
 
 
 def serve_forever(
@@ -164,7 +145,6 @@ def serve_forever(
     store: str | Path | None = None,
     host: str = "127.0.0.1",
     keys: str | Path | None = None,
-    deterministic: bool = False,
 ) -> None:
     """Run an engine on its own: print its URL and key, then answer until Ctrl-C.
 
@@ -184,9 +164,7 @@ def serve_forever(
     raise_file_limit()
     place = Path(store or os.environ.get("COURSE_STORE") or DEFAULT_STORE).resolve()
     models = load_models(model, aliases)
-    engine = Engine(
-        models, place, host=host, port=port, owners=owners, compute=compute(deterministic)
-    )
+    engine = Engine(models, place, host=host, port=port, owners=owners)
     home = tokenizer_home(place / "tokenizers", models)
     print(f"TINKER_BASE_URL={engine.url}")
     print(f"TINKER_API_KEY={engine.api_key or '(the key on your line of the keys file)'}")

@@ -1,0 +1,84 @@
+"""Does a Tinker server answer there, to this key? Asked once, with a time limit.
+
+The SDK itself repeats a failing first call for minutes without a word; so we ask before it does.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from typing import Any
+from urllib.parse import urlsplit
+
+from course_lib.errors import CourseError
+
+TIMEOUT_S = 8.0  # for everything: name look-up, connection, answers
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+
+def is_loopback(url: str) -> bool:
+    return urlsplit(url).hostname in LOOPBACK
+
+
+def bypass_proxies() -> None:
+    """Let calls to this machine go past HTTP_PROXY, which would swallow them."""
+    for name in ("NO_PROXY", "no_proxy"):
+        hosts = [host for host in os.environ.get(name, "").split(",") if host]
+        missing = [host for host in LOOPBACK if host not in hosts]
+        os.environ[name] = ",".join(hosts + missing)
+
+
+def probe(url: str, api_key: str, sdk_version: str) -> list[dict[str, Any]]:
+    """The server's models, as it lists them.
+
+    Raises:
+        CourseError: nobody answers in time, somebody else answers, or the key is refused.
+    """
+    box: dict[str, Any] = {}
+
+    def ask() -> None:
+        try:
+            box["models"] = _ask(url, api_key, sdk_version)
+        except Exception as error:
+            box["error"] = error
+
+    thread = threading.Thread(target=ask, daemon=True)  # a name look-up cannot be interrupted
+    thread.start()
+    thread.join(TIMEOUT_S)
+    if isinstance(box.get("error"), CourseError):
+        raise box["error"]
+    if "models" not in box:
+        why = box.get("error") or f"no answer within {TIMEOUT_S:.0f} s"
+        raise CourseError(
+            url,
+            f"no Tinker server can be reached there ({why})",
+            "start one with `posttrain engine`, correct the URL, or unset TINKER_BASE_URL",
+        )
+    return box["models"]
+
+
+def _ask(url: str, api_key: str, sdk_version: str) -> list[dict[str, Any]]:
+    import httpx
+
+    headers = {"X-API-Key": api_key}
+    with httpx.Client(timeout=TIMEOUT_S, trust_env=not is_loopback(url), headers=headers) as http:
+        config = http.post(f"{url}/api/v1/client/config", json={"sdk_version": sdk_version})
+        _check(config, url)
+        if config.json().get("pjwt_auth_enabled"):
+            return []  # this server wants the key exchanged first, which is the SDK's business
+        answer = http.get(f"{url}/api/v1/get_server_capabilities")
+        _check(answer, url)
+        return list(answer.json()["supported_models"])
+
+
+def _check(response: Any, url: str) -> None:
+    if response.status_code in (401, 403):
+        raise CourseError(
+            url, "the server refuses the key in TINKER_API_KEY", "use the key that this server gave"
+        )
+    if response.status_code != 200 or "json" not in response.headers.get("content-type", ""):
+        raise CourseError(
+            url,
+            f"somebody answers (status {response.status_code}), but not as a Tinker server",
+            "correct the URL; it ends before /api/v1",
+        )

@@ -1,18 +1,19 @@
-"""What is minimised: the six losses of `forward_backward`, by the names the `tinker` SDK gives them.
+"""What is minimised: the losses of `forward_backward`, by the names the `tinker` SDK gives them.
 
-Each takes the log-probabilities of the target tokens under the model in training, the datum's other inputs
-and the call's `loss_fn_config`, and returns one loss per token. Nothing is averaged: the engine sums over tokens and
-datums, so a caller who wants a mean divides its weights or advantages beforehand.
+Each takes the log-probabilities of the target tokens under the model in training, the datum's other
+inputs and the call's `loss_fn_config`, and returns one loss per token. Nothing is averaged: the
+engine sums over tokens and datums, so who wants a mean divides the weights or advantages first.
 
-Shapes: every tensor is (N,) for one datum or (B, N) for several, padded with zeros, and the result has the same shape;
+Shapes: every tensor is (N,) for one datum or (B, N) for several, and so is the result;
 `cross_entropy` also takes (N, K), K target tokens for each position. In the equations
 
-    lp = target_logprobs      q = inputs["logprobs"], from the sampler      A = inputs["advantages"]
-    r  = exp(lp - q), the importance ratio      sg[.] = a value through which no gradient flows
+    lp = target_logprobs      q = inputs["logprobs"], the sampler's      A = inputs["advantages"]
+    r  = exp(lp - q), the importance ratio     sg[.] = a value that no gradient flows through
 
-Thresholds are ratios (0.8 .. 1.2), not distances from one. What is left out: `stable_reinforce`, whose formula is not
-published.
-Sources: the table at https://tinker-docs.thinkingmachines.ai/losses, and the paper named in each function.
+Thresholds are ratios (0.8 to 1.2), not distances from one. Left out: `stable_reinforce`, whose
+formula is not published.
+
+Sources: https://tinker-docs.thinkingmachines.ai/losses, and the paper named in each function.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ def cross_entropy(
 def importance_sampling(
     target_logprobs: Tensor, inputs: Mapping[str, Tensor], config: Mapping[str, float]
 ) -> Tensor:
-    """Policy gradient, corrected for tokens drawn from another policy: -r A (Kakade and Langford 2002)."""
+    """Policy gradient for tokens drawn from another policy: -r A (Kakade and Langford 2002)."""
     settings(config)
     ratio = torch.exp(target_logprobs - inputs["logprobs"])
     return -ratio * inputs["advantages"]
@@ -62,7 +63,7 @@ def importance_sampling(
 def ppo(
     target_logprobs: Tensor, inputs: Mapping[str, Tensor], config: Mapping[str, float]
 ) -> Tensor:
-    """Clipped policy gradient: -min(r A, clip(r, low, high) A) (Schulman et al. 2017, equation 7)."""
+    """Clipped policy gradient: -min(r A, clip(r, low, high) A) (Schulman et al. 2017, eq. 7)."""
     low, high = settings(config, clip_low_threshold=0.8, clip_high_threshold=1.2)
     ratio = torch.exp(target_logprobs - inputs["logprobs"])
     advantages = inputs["advantages"]
@@ -84,7 +85,10 @@ def cispo(
 def dro(
     target_logprobs: Tensor, inputs: Mapping[str, Tensor], config: Mapping[str, float]
 ) -> Tensor:
-    """Policy gradient held near the sampler by a square: -(A lp - beta/2 (lp - q)^2) (Richemond et al. 2024)."""
+    """Policy gradient held near the sampler: -(A lp - beta/2 (lp - q)^2) (Richemond et al. 2024).
+
+    The square acts where A is 0, too: give prompt positions a q that is the model's own.
+    """
     (beta,) = settings(config, beta=0.05)
     log_ratio = target_logprobs - inputs["logprobs"]
     return -(inputs["advantages"] * target_logprobs - beta / 2 * log_ratio**2)
@@ -93,9 +97,10 @@ def dro(
 def gspo(
     target_logprobs: Tensor, inputs: Mapping[str, Tensor], config: Mapping[str, float]
 ) -> Tensor:
-    """ppo with one ratio per sequence, s = exp(mean of (lp - q)) (Zheng et al. 2025, equations 7 and 14).
+    """ppo with one ratio per sequence, s = exp(mean(lp - q)) (Zheng et al. 2025, eq. 7 and 14).
 
-    The mean is over `sequence_ratio_mask`. Each token has the value of s and its own gradient: s exp(lp - sg[lp]).
+    The mean is over `sequence_ratio_mask`. Every token has the value of s and a gradient of its
+    own: s exp(lp - sg[lp]). The default range is ppo's; the paper clips within 1 +- 0.0004.
     """
     low, high = settings(config, clip_low_threshold=0.8, clip_high_threshold=1.2)
     mask, advantages = inputs["sequence_ratio_mask"], inputs["advantages"]

@@ -1,7 +1,8 @@
 """What one learner trains: the tensors of a LoRA adapter, their gradients and their optimizer.
 
-The tensors live in the layers that peft put into the shared base model; an `Adapter` holds them by the names they have
-in an adapter file, so that `state()` can be written to disk and read back by `peft.PeftModel.from_pretrained`.
+The tensors live in the layers that peft put into the shared base model; an `Adapter` holds them by
+the names they have in an adapter file, so that `state()` can be written to disk and read back by
+`peft.PeftModel.from_pretrained`.
 """
 
 from __future__ import annotations

@@ -1,13 +1,13 @@
 """What is remembered of the tokens so far: keys and values of all rows of a batch, in one slab per layer.
 
-All rows share one clock: column t of the slab is written by every row in the same step, so a row that came later
-starts at a later column (`start`), and everything left of it is masked. Rows that have ended are overwritten by the
-last ones. It is a `transformers` cache, so any causal LM can write to it.
+All rows share one clock: column t of the slab is written by every row in the same step, so a row
+that came later starts at a later column (`start`), and everything left of it is masked. Rows that
+have ended are overwritten by the last ones. It is a `transformers` cache, so any causal LM can
+write to it.
 """
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 

@@ -1,7 +1,7 @@
 """How is a batch decoded? Rows with the same weights advance together, one token a step.
 
-A prompt is computed once, however many samples are asked of it; its keys and values are then copied for each of
-them. Rows enter at any step and leave when they end.
+A prompt is computed once, however many samples are asked of it; its keys and values are then copied
+for each of them. Rows enter at any step and leave when they end.
 """
 
 from __future__ import annotations
@@ -150,7 +150,8 @@ class Batch:
     def admit(self, prompts: list[np.ndarray], rows_of: list[list[Row]], every: bool) -> Tensor:
         """Compute each prompt once and draw the first token of all its rows.
 
-        Returns the prompts' logits, (prompts, V) or with `every` (prompts, P, V); prompts stand on the right.
+        Returns the prompts' logits, (prompts, V) or with `every` (prompts, P, V); prompts stand on
+        the right.
         """
         self.model.wear(self.folded)
         device = self.model.device
@@ -203,6 +204,7 @@ class Batch:
         self._last = draw(logits, self.rows, self._settings)
         self.drop_ended()
 
+    @torch.inference_mode()
     def drop_ended(self) -> None:
         """Close the gaps of ended rows with the last ones, and forget columns nobody looks at."""
         alive = [index for index, row in enumerate(self.rows) if not row.stop_reason]

@@ -1,8 +1,9 @@
 """Which weights get an adapter, and what an adapter does to a weight: W + (alpha / rank) B A.
 
-LoRA itself (Hu et al. 2021, https://arxiv.org/abs/2106.09685) is peft's: its layers, initialisation and file layout.
-Here is only the choice of target weights from the SDK's three flags, for any Hugging Face causal LM, and the folding of
-an adapter into the weights, which sampling uses. Left out: biases, embeddings and convolutions get no adapter.
+LoRA itself (Hu et al. 2021, https://arxiv.org/abs/2106.09685) is peft's: its layers, initialisation
+and file layout. Here is only the choice of target weights from the SDK's three flags, for any
+Hugging Face causal LM, and the folding of an adapter into the weights, which sampling uses. Left
+out: biases, embeddings and convolutions get no adapter.
 """
 
 from __future__ import annotations
@@ -69,8 +70,8 @@ def lora_config(model: PreTrainedModel, spec: LoraSpec) -> LoraConfig:
 def expert_names(model: PreTrainedModel) -> dict[str, str]:
     """Which stacked expert weight each of peft's wrappers adapts: key prefix -> weight name.
 
-    peft wraps the weights of one experts module inside each other; the order is its own, so a throw-away adapter on
-    a copy that shares all weights is asked for it.
+    peft wraps the weights of one experts module inside each other; the order is its own, so a
+    throw-away adapter on a copy that shares all weights is asked for it.
     """
     config = LoraConfig(r=1, target_modules=[], target_parameters=expert_targets(model))
     return {

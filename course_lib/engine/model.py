@@ -1,10 +1,12 @@
 """What is trained: one base model, frozen, and the LoRA adapters that learners put on it.
 
-Any Hugging Face causal LM is loaded, by folder or hub name, from safetensors only. Two views of it share the same
-weights in memory: one that peft has put adapters into, for training, and a plain one, for sampling, whose weights are
-exchanged for folded ones (W + scale B A). So sampling never meets a half-made training step.
+Any Hugging Face causal LM is loaded, by folder or hub name, from safetensors only. Two views of it
+share the same weights in memory: one that peft has put adapters into, for training, and a plain
+one, for sampling, whose weights are exchanged for folded ones (W + scale B A). So sampling never
+meets a half-made training step.
 
-Left out: quantised weights, several devices, models that keep a recurrent state instead of keys and values.
+Left out: quantised weights, several devices, models that keep a recurrent state instead of keys and
+values.
 """
 
 from __future__ import annotations
@@ -88,11 +90,12 @@ class BaseModel:
     def new_adapter(self, spec: LoraSpec) -> Adapter:
         """A fresh adapter (B = 0, so it changes nothing yet); the same seed gives the same tensors.
 
-        The seed is torch's: `torch.manual_seed(seed)` before `peft.get_peft_model` gives these very tensors.
+        The seed is torch's: `torch.manual_seed(seed)` before `peft.get_peft_model` gives these very
+        tensors.
         """
         config = lora_config(self.plain, spec)
         name = f"adapter{next(self._numbers)}"
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), warnings.catch_warnings(action="ignore"):
             torch.manual_seed(secrets.randbits(63) if spec.seed is None else spec.seed)
             if self._peft is None:
                 self._peft = get_peft_model(self.trained, config, name)
@@ -114,7 +117,8 @@ class BaseModel:
     def sampler_weights(self, state: dict[str, Tensor] | None) -> SamplerWeights:
         """A snapshot to sample from: the tensors of an adapter's `state()`, or None for the bare base model.
 
-        Nothing is computed or copied here; the sampler folds the tensors into the weights when it first meets them.
+        Nothing is computed or copied here; the sampler folds the tensors into the weights when it
+        first meets them.
         """
         if state is not None:
             self.folding.check(state)

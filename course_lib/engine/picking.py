@@ -1,7 +1,8 @@
 """How is a token picked? From logits to one token for each row, with its log-probability.
 
-The random stream of a row depends on its seed and on how many tokens it has drawn, on nothing else: a row in a full
-batch draws the same numbers as alone. The stream is SplitMix64 (Steele, Lea and Flood 2014), a hash of a counter.
+The random stream of a row depends on its seed and on how many tokens it has drawn, on nothing else:
+a row in a full batch draws the same numbers as alone. The stream is SplitMix64 (Steele, Lea and
+Flood 2014), a hash of a counter.
 """
 
 from __future__ import annotations
@@ -39,7 +40,8 @@ def pick(
 ) -> Tensor:
     """One token for each row (B,), by inverse CDF: the first whose cumulated probability exceeds the draw.
 
-    top_k and top_p cut the distribution that is drawn from, not the log-probabilities that are reported.
+    top_k and top_p cut the distribution that is drawn from, not the log-probabilities that are
+    reported.
     """
     probs = logprobs.exp()  # (B, V)
     cut = ((top_k > 0) & (top_k < probs.shape[-1])) | (top_p < 1)
@@ -55,7 +57,7 @@ def pick(
 
 def truncated(probs: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:
     """Probabilities (B, V) with zeros outside the k likeliest and outside the smallest set that reaches p."""
-    ordered, index = probs.sort(-1, descending=True, stable=True)
+    ordered, index = probs.sort(stable=True, dim=-1, descending=True)
     rank = torch.arange(probs.shape[-1], device=probs.device)
     k = torch.where(top_k > 0, top_k, probs.shape[-1]).unsqueeze(-1)
     before = ordered.cumsum(-1) - ordered  # the mass that stands ahead of each token

@@ -1,12 +1,14 @@
 """Who is decoded with whom? Requests wait, join the batch of their weights at the next token, and leave when done.
 
-Reported log-probabilities are those of the distribution softmax(logits / temperature) over the whole vocabulary: before
-top_k and top_p cut it, and at temperature 1 when decoding is greedy (temperature 0). The stop token, or the tokens that
-complete a stop string, are part of the completion. Given `stop`, only that stops; the end-of-text token stops
-when nothing was given, and `[]` turns every stop off.
+Reported log-probabilities are those of the distribution softmax(logits / temperature) over the
+whole vocabulary: before top_k and top_p cut it, and at temperature 1 when decoding is greedy
+(temperature 0). The stop token, or the tokens that complete a stop string, are part of the
+completion. Given `stop`, only that stops; the end-of-text token stops when nothing was given, and
+`[]` turns every stop off.
 
-`deterministic=True` gives every request a batch of its own, so that not even the rounding of its numbers depends on
-what else is running; it is slower. Without it the random stream of a sample still depends on its seed alone.
+`deterministic=True` gives every request a batch of its own, so that not even the rounding of its
+numbers depends on what else is running; it is slower. Without it the random stream of a sample
+still depends on its seed alone.
 """
 
 from __future__ import annotations
@@ -17,14 +19,13 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
-import numpy as np
 from torch import Tensor
 
 from course_lib.engine.decoding import Batch, PlainModel, Row
 from course_lib.engine.lora import sharing_copy
 from course_lib.engine.model import BaseModel, SamplerWeights
 from course_lib.engine.prompts import asks_about_prompt, describe_prompt
-from course_lib.engine.requests import SampledSequence, SampleRequest, SampleResult
+from course_lib.engine.requests import SampleRequest, SampleResult
 from course_lib.engine.validation import check_sample
 
 KEPT_FOLDED = 2  # folded weights kept for the next request, beside those in use

@@ -1,15 +1,18 @@
 """What is a step? `forward_backward` adds gradients up, `optim_step` uses them.
 
-    for each micro-batch:  tokens -> logits -> log p(targets) -> loss (course_lib.losses) -> gradients of A and B
-    optim_step:            clip by global norm, AdamW (torch's own), forget the gradients
+    for each micro-batch:  tokens -> logits -> log p(targets) -> loss (course_lib.losses) ->
+    gradients of A and B optim_step:            clip by global norm, AdamW (torch's own), forget the
+    gradients
 
-Everything is checked before anything is computed, and gradients join the accumulated ones only when the whole request
-has succeeded: a failing request changes nothing. Losses are summed, never averaged.
+Everything is checked before anything is computed, and gradients join the accumulated ones only when
+the whole request has succeeded: a failing request changes nothing. Losses are summed, never
+averaged.
 """
 
 from __future__ import annotations
 
 import math
+from typing import cast
 
 import numpy as np
 import torch
@@ -37,21 +40,19 @@ def forward_backward(base: BaseModel, adapter: Adapter, request: TrainRequest) -
     model = base.activate(adapter)
     parameters = list(adapter.parameters.values())
     logprobs: list[np.ndarray | None] = [None] * len(request.data)
+    config = cast(dict[str, float], request.loss_fn_config)  # the losses refuse what is no number
     total = 0.0
     try:
-        for rows in micro_batches(base, [len(datum.tokens) for datum in request.data]):
+        for rows in micro_batches(base, request.data):
             batch = [request.data[row] for row in rows]
             with torch.set_grad_enabled(not request.forward_only):
-                target_logprobs = target_logprobs_of(
-                    model, batch, base.device
-                )  # (B, N) or (B, N, K)
-                loss = LOSSES[request.loss_fn](
-                    target_logprobs, padded_inputs(batch, base.device), request.loss_fn_config
-                ).sum()
+                lp = target_logprobs(model, batch, base.device)  # (B, N) or (B, N, K)
+                losses = LOSSES[request.loss_fn](lp, loss_inputs(batch, base.device), config)
+                loss = losses[real_tokens(batch, base.device)].sum()
             total += finite(loss.item(), "the loss")
             if loss.requires_grad:
                 loss.backward()
-            for row, datum, values in zip(rows, batch, target_logprobs.detach().cpu(), strict=True):
+            for row, datum, values in zip(rows, batch, lp.detach().cpu(), strict=True):
                 shape = datum.loss_fn_inputs["target_tokens"].shape
                 logprobs[row] = values[tuple(slice(size) for size in shape)].numpy()
         if not request.forward_only:
@@ -90,12 +91,17 @@ def optim_step(adapter: Adapter, params: AdamParams) -> dict[str, float]:
     return {"grad_norm:mean": float(norm)}
 
 
-def micro_batches(base: BaseModel, lengths: list[int]) -> list[list[int]]:
-    """Rows of similar length together, each batch within the memory for one backward pass."""
+def micro_batches(base: BaseModel, data: list[TrainDatum]) -> list[list[int]]:
+    """Rows of like shape and similar length together, within the memory for a backward pass."""
+
+    def shape(row: int) -> tuple[int, int]:
+        return data[row].loss_fn_inputs["target_tokens"].ndim, len(data[row].tokens)
+
     limit = max(1, ACTIVATION_BYTES // bytes_per_token(base))
     batches: list[list[int]] = []
-    for row in sorted(range(len(lengths)), key=lambda row: -lengths[row]):
-        if not batches or (len(batches[-1]) + 1) * lengths[batches[-1][0]] > limit:
+    for row in sorted(range(len(data)), key=shape, reverse=True):
+        columns, longest = shape(batches[-1][0]) if batches else (0, 0)
+        if columns != shape(row)[0] or (len(batches[-1]) + 1) * longest > limit:
             batches.append([])
         batches[-1].append(row)
     return batches
@@ -108,7 +114,7 @@ def bytes_per_token(base: BaseModel) -> int:
     return 4 * (config.num_hidden_layers * layer + 3 * base.vocab_size)
 
 
-def target_logprobs_of(
+def target_logprobs(
     model: torch.nn.Module, batch: list[TrainDatum], device: torch.device
 ) -> Tensor:
     """log p of every target token: (B, N), or (B, N, K) with K targets for each position.
@@ -123,13 +129,19 @@ def target_logprobs_of(
     return chosen if targets.dim() == 3 else chosen.squeeze(-1)
 
 
-def padded_inputs(batch: list[TrainDatum], device: torch.device) -> dict[str, Tensor]:
-    """The loss inputs of a micro-batch, padded with zeros: a padded token weighs nothing in any loss."""
+def loss_inputs(batch: list[TrainDatum], device: torch.device) -> dict[str, Tensor]:
+    """The loss inputs of a micro-batch, padded with zeros: each (B, N) or (B, N, K)."""
     names = [name for name in batch[0].loss_fn_inputs if name != "target_tokens"]
     return {
         name: pad([datum.loss_fn_inputs[name] for datum in batch], torch.float32, device)
         for name in names
     }
+
+
+def real_tokens(batch: list[TrainDatum], device: torch.device) -> Tensor:
+    """True (B, N) where a row has a token, False where it is padded."""
+    lengths = torch.tensor([len(datum.tokens) for datum in batch], device=device)
+    return torch.arange(int(lengths.max()), device=device) < lengths.unsqueeze(-1)
 
 
 def pad(rows: list[np.ndarray], dtype: torch.dtype, device: torch.device) -> Tensor:

@@ -102,7 +102,9 @@ def check_sample(request: SampleRequest, vocab_size: int, context_length: int) -
         raise RequestError(f"top_p is {request.top_p}; give more than 0, at most 1 (off)")
     if request.top_k < -1:
         raise RequestError(f"top_k is {request.top_k}; give -1 (off) or a number of tokens")
-    for name in ("topk_prompt_logprobs", "topk_sample_logprobs", "prompt_alt_tokens_k"):
+    if request.prompt_alt_tokens_k < 0:
+        raise RequestError(f"prompt_alt_tokens_k is {request.prompt_alt_tokens_k}; give 0 or more")
+    for name in ("topk_prompt_logprobs", "topk_sample_logprobs"):
         if not 0 <= getattr(request, name) <= vocab_size:
             raise RequestError(f"{name} is {getattr(request, name)}; give 0 to {vocab_size}")
     check_stop(request.stop, vocab_size)

@@ -1,0 +1,432 @@
+"""What is sampled follows the model's own distribution, whoever else is being decoded."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from tiny_models import ARCHITECTURES, END, VOCAB, random_tokens, tiny_model, tiny_tokenizer
+
+from course_lib.engine.model import BaseModel
+from course_lib.engine.picking import pick, uniforms
+from course_lib.engine.requests import (
+    AdamParams,
+    LoraSpec,
+    RequestError,
+    SampleRequest,
+    TrainDatum,
+    TrainRequest,
+)
+from course_lib.engine.sampler import Sampler
+from course_lib.engine.trainer import forward_backward, optim_step
+
+
+def tiny_base(architecture: str = "llama", **changes: object) -> BaseModel:
+    return BaseModel("tiny", tiny_model(architecture, **changes), tiny_tokenizer())
+
+
+def trained_adapter(base: BaseModel, seed: int = 0):
+    """An adapter that changes what the model says."""
+    adapter = base.new_adapter(LoraSpec(rank=4, seed=seed))
+    generator = torch.Generator().manual_seed(seed)
+    shapes = {key: value.shape for key, value in adapter.state().items()}
+    adapter.load_state({k: 0.1 * torch.randn(v, generator=generator) for k, v in shapes.items()})
+    return adapter
+
+
+def trainer_logprobs(base: BaseModel, adapter, prompt, tokens) -> np.ndarray:
+    """log p of a completion, as `forward` gives it."""
+    full = np.concatenate([prompt, tokens])
+    inputs = {"target_tokens": full[1:], "weights": np.zeros(len(full) - 1, np.float32)}
+    request = TrainRequest([TrainDatum(full[:-1], inputs)], "cross_entropy", forward_only=True)
+    outputs = forward_backward(base, adapter, request).loss_fn_outputs
+    return outputs[0]["logprobs"][len(prompt) - 1 :]
+
+
+def full_logits(base: BaseModel, tokens: np.ndarray) -> torch.Tensor:
+    with torch.no_grad():
+        return base.plain(torch.from_numpy(tokens)[None]).logits[0]
+
+
+def sample(base: BaseModel, request: SampleRequest, adapter=None, **options):
+    sampler = Sampler(base, **options)
+    future = sampler.submit(request, base.sampler_weights(adapter and adapter.state()))
+    sampler.run_until_idle()
+    return future.result(timeout=0)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_sampled_logprobs_are_those_of_the_trainer(architecture):
+    """The importance ratio at step 0 is 1, for rows of any length that were decoded together."""
+    base = tiny_base(architecture)
+    adapter = trained_adapter(base)
+    weights = base.sampler_weights(adapter.state())
+    sampler = Sampler(base)
+    prompts = [random_tokens(length, length) for length in (3, 9, 1, 30)]
+    futures = []
+    for prompt in prompts:  # each joins while the earlier ones are being decoded
+        stop = list(range(0, VOCAB, 9))  # so that rows end at different times
+        request = SampleRequest(prompt, 3, max_tokens=25, seed=len(prompt), stop=stop)
+        futures.append(sampler.submit(request, weights))
+        sampler.step()
+        sampler.step()
+    sampler.run_until_idle()
+    lengths = set()
+    for prompt, future in zip(prompts, futures, strict=True):
+        for sequence in future.result(timeout=0).sequences:
+            expected = trainer_logprobs(base, adapter, prompt, sequence.tokens)
+            assert np.abs(np.array(sequence.logprobs) - expected).max() < 1e-4
+            lengths.add(len(sequence.tokens))
+    assert len(lengths) > 1, "no row ended early: leaving the batch was not put to the test"
+
+
+def test_greedy_is_the_argmax_of_the_model_at_every_step():
+    base = tiny_base()
+    prompt = random_tokens(6)
+    result = sample(base, SampleRequest(prompt, max_tokens=12, temperature=0.0, stop=[]))
+    tokens = list(prompt)
+    for _ in range(12):
+        tokens.append(int(full_logits(base, np.array(tokens))[-1].argmax()))
+    assert result.sequences[0].tokens == tokens[6:]
+    expected = torch.log_softmax(full_logits(base, np.array(tokens))[5:-1], -1).amax(-1)
+    assert result.sequences[0].logprobs == pytest.approx(expected.tolist(), abs=1e-4)
+
+
+def test_reported_logprobs_are_temperature_scaled_and_not_truncated():
+    base = tiny_base()
+    prompt = random_tokens(6)
+    request = SampleRequest(prompt, max_tokens=5, temperature=0.5, top_k=2, top_p=0.9, seed=1)
+    sequence = sample(base, request).sequences[0]
+    logits = full_logits(base, np.concatenate([prompt, sequence.tokens]))[5:-1]
+    expected = torch.log_softmax(logits / 0.5, -1)[range(len(sequence.tokens)), sequence.tokens]
+    assert sequence.logprobs == pytest.approx(expected.tolist(), abs=1e-4)
+
+
+def draws(logits: list[float], count: int = 20_000, **settings: float) -> np.ndarray:
+    """How often each token is picked, as shares."""
+    logprobs = torch.log_softmax(torch.tensor(logits), -1).expand(count, -1)
+    tokens = pick(
+        logprobs,
+        torch.full((count,), settings.get("temperature", 1.0)),
+        torch.full((count,), int(settings.get("top_k", -1))),
+        torch.full((count,), settings.get("top_p", 1.0)),
+        uniforms(np.arange(count, dtype=np.uint64), np.zeros(count, dtype=np.int64)),
+    )
+    return np.bincount(tokens.numpy(), minlength=len(logits)) / count
+
+
+LOGITS = [math.log(p) for p in (0.1, 0.4, 0.3, 0.2)]
+
+
+def test_tokens_are_drawn_with_their_probabilities():
+    # The standard error is at most 0.0035, and the seeds are fixed.
+    assert draws(LOGITS) == pytest.approx([0.1, 0.4, 0.3, 0.2], abs=0.02)
+
+
+def test_top_k_keeps_the_likeliest_and_shares_out_the_rest():
+    assert draws(LOGITS, top_k=2) == pytest.approx([0, 4 / 7, 3 / 7, 0], abs=0.02)
+
+
+def test_top_p_keeps_the_smallest_set_that_reaches_it():
+    assert draws(LOGITS, top_p=0.6) == pytest.approx([0, 4 / 7, 3 / 7, 0], abs=0.02)
+    assert draws(LOGITS, top_p=0.39) == pytest.approx([0, 1, 0, 0])
+    assert draws(LOGITS, top_p=1e-6) == pytest.approx([0, 1, 0, 0])
+
+
+def test_top_k_larger_than_the_vocabulary_is_off():
+    assert draws(LOGITS, top_k=50) == pytest.approx(draws(LOGITS))
+
+
+def test_an_impossible_token_is_never_drawn():
+    assert draws([0.0, -math.inf, 0.0, -math.inf])[[1, 3]].sum() == 0
+
+
+def test_uniform_numbers_are_uniform_and_differ_between_seeds_and_draws():
+    seeds = np.repeat(np.arange(100, dtype=np.uint64), 100)
+    numbers = uniforms(seeds, np.tile(np.arange(100), 100))
+    assert len(np.unique(numbers)) == 10_000
+    assert np.histogram(numbers, bins=10, range=(0, 1))[0] == pytest.approx([1000] * 10, abs=150)
+    assert abs(np.corrcoef(numbers[:-1], numbers[1:])[0, 1]) < 0.05
+
+
+def test_a_seed_gives_the_same_tokens_alone_and_in_company():
+    base = tiny_base()
+    prompt = random_tokens(6)
+    request = SampleRequest(prompt, num_samples=2, max_tokens=20, seed=11)
+    alone = sample(base, request)
+    sampler, weights = Sampler(base), base.sampler_weights(None)
+    others = [SampleRequest(random_tokens(n, n), 3, max_tokens=20, seed=n) for n in (2, 17, 40)]
+    futures = [sampler.submit(r, weights) for r in [others[0], others[1], request, others[2]]]
+    sampler.run_until_idle()
+    together = futures[2].result(timeout=0)
+    assert [s.tokens for s in together.sequences] == [s.tokens for s in alone.sequences]
+
+
+def test_sample_i_uses_the_seed_plus_i():
+    base = tiny_base()
+    prompt = random_tokens(6)
+    first = sample(base, SampleRequest(prompt, num_samples=3, max_tokens=10, seed=5))
+    second = sample(base, SampleRequest(prompt, num_samples=1, max_tokens=10, seed=7))
+    assert first.sequences[2].tokens == second.sequences[0].tokens
+    assert first.sequences[0].tokens != first.sequences[1].tokens
+
+
+def test_without_a_seed_samples_differ_from_call_to_call():
+    base = tiny_base()
+    request = SampleRequest(random_tokens(6), max_tokens=20, stop=[])
+    assert sample(base, request).sequences[0].tokens != sample(base, request).sequences[0].tokens
+
+
+def test_a_negative_seed_is_a_seed():
+    request = SampleRequest(random_tokens(6), num_samples=2, max_tokens=5, seed=-1)
+    base = tiny_base()
+    assert sample(base, request).sequences == sample(base, request).sequences
+
+
+def test_deterministic_decoding_is_bit_identical_whatever_else_runs():
+    base = tiny_base()
+    request = SampleRequest(random_tokens(6), num_samples=3, max_tokens=20, seed=11)
+    alone = sample(base, request, deterministic=True)
+    for others in ((2,), (17, 40, 9)):
+        sampler, weights = Sampler(base, deterministic=True, max_rows=4), base.sampler_weights(None)
+        for length in others:
+            other = SampleRequest(random_tokens(length, length), 2, max_tokens=30, seed=length)
+            sampler.submit(other, weights)
+            sampler.step()
+        future = sampler.submit(request, weights)
+        sampler.run_until_idle()
+        assert future.result(timeout=0).sequences == alone.sequences  # tokens and logprobs
+
+
+def stopped(text_so_far: str, **settings: object):
+    """What a model that counts on in the alphabet answers, and why it stopped."""
+    base = tiny_base()
+    model = base.plain
+    with torch.no_grad():  # the next token is the last one plus 1
+        for parameter in model.model.layers.parameters():
+            parameter.zero_()
+        model.model.embed_tokens.weight.normal_(generator=torch.Generator().manual_seed(0))
+        embedding = model.model.embed_tokens.weight
+        model.lm_head.weight = torch.nn.Parameter(embedding.roll(1, 0).clone())
+        model.model.norm.weight.fill_(1.0)
+    prompt = np.array(base.tokenizer.encode(text_so_far))
+    request = SampleRequest(prompt, temperature=0.0, **settings)
+    sequence = sample(base, request).sequences[0]
+    return base.tokenizer.decode(sequence.tokens), sequence.stop_reason
+
+
+def test_the_alphabet_model_counts_on():
+    assert stopped("xyzab", max_tokens=4) == ("cdef", "length")
+
+
+def test_a_stop_token_ends_the_completion_and_is_part_of_it():
+    assert stopped("ab", stop=[tiny_tokenizer().encode("e")[0]], max_tokens=9) == ("cde", "stop")
+
+
+def test_a_stop_string_ends_the_completion_and_is_part_of_it():
+    assert stopped("ab", stop="ef", max_tokens=9) == ("cdef", "stop")
+    assert stopped("ab", stop=["xx", "fg"], max_tokens=9) == ("cdefg", "stop")
+
+
+def test_a_stop_string_does_not_match_across_the_prompt():
+    assert stopped("ab", stop="bc", max_tokens=3) == ("cde", "length")
+
+
+def test_the_end_token_stops_when_nothing_was_said_about_stopping():
+    assert stopped("|", max_tokens=9) == ("}~\n<|end|>", "stop")
+
+
+def test_an_empty_stop_list_turns_the_end_token_off():
+    assert stopped("|", stop=[], max_tokens=6) == ("}~\n<|end|> !", "length")
+
+
+def test_without_max_tokens_the_context_is_filled():
+    base = tiny_base()
+    sequence = sample(base, SampleRequest(random_tokens(100), stop=[])).sequences[0]
+    assert (len(sequence.tokens), sequence.stop_reason) == (28, "length")
+
+
+def test_prompt_logprobs_are_the_models_at_temperature_one():
+    base = tiny_base()
+    prompts = [random_tokens(length, length) for length in (5, 12)]
+    sampler, weights = Sampler(base), base.sampler_weights(None)
+    futures = [
+        sampler.submit(
+            SampleRequest(
+                prompt,
+                max_tokens=1,
+                temperature=0.3,
+                prompt_logprobs=True,
+                topk_prompt_logprobs=3,
+                target_prompt_logprobs=np.array([[7, -1]] * (len(prompt) - 1)),
+            ),
+            weights,
+        )
+        for prompt in prompts
+    ]
+    sampler.run_until_idle()
+    for prompt, future in zip(prompts, futures, strict=True):
+        result = future.result(timeout=0)
+        expected = torch.log_softmax(full_logits(base, prompt), -1)[:-1]
+        own = expected[range(len(prompt) - 1), prompt[1:]]
+        assert math.isnan(result.prompt_logprobs[0])
+        assert result.prompt_logprobs[1:] == pytest.approx(own.numpy(), abs=1e-4)
+        values, ids = expected.topk(3)
+        assert result.topk_prompt[0] == []
+        assert [[t for t, _ in row] for row in result.topk_prompt[1:]] == ids.tolist()
+        assert [v for row in result.topk_prompt[1:] for _, v in row] == pytest.approx(
+            values.flatten().tolist(), abs=1e-4
+        )
+        assert result.target_prompt[:, 0] == pytest.approx(expected[:, 7].numpy(), abs=1e-4)
+        assert not result.target_prompt[:, 1].any()  # -1 asks for nothing
+
+
+def test_only_the_last_prompt_tokens_are_scored_when_so_asked():
+    base = tiny_base()
+    request = SampleRequest(
+        random_tokens(6),
+        max_tokens=1,
+        prompt_logprobs=True,
+        topk_prompt_logprobs=2,
+        prompt_logprobs_last_n=2,
+    )
+    result = sample(base, request)
+    assert np.isnan(result.prompt_logprobs).tolist() == [True] * 4 + [False] * 2
+    assert [len(row) for row in result.topk_prompt] == [0, 0, 0, 0, 2, 2]
+
+
+def test_alternative_tokens_follow_the_model_at_each_position():
+    base = tiny_base()
+    prompt = random_tokens(4)
+    request = SampleRequest(prompt, max_tokens=1, prompt_alt_tokens_k=2000, seed=3)
+    tokens, logprobs = sample(base, request).alt_tokens
+    assert tokens.shape == logprobs.shape == (3, 2000)
+    expected = torch.log_softmax(full_logits(base, prompt)[:-1], -1)
+    assert logprobs == pytest.approx(
+        expected.gather(-1, torch.from_numpy(tokens)).numpy(), abs=1e-4
+    )
+    for row in range(3):
+        shares = np.bincount(tokens[row], minlength=VOCAB) / 2000
+        assert shares == pytest.approx(expected[row].exp().numpy(), abs=0.06)
+
+
+def test_topk_of_sampled_tokens_belong_to_the_scaled_distribution():
+    base = tiny_base()
+    prompt = random_tokens(6)
+    request = SampleRequest(prompt, max_tokens=4, temperature=0.0, topk_sample_logprobs=3)
+    sequence = sample(base, request).sequences[0]
+    assert [row[0] for row in sequence.topk] == list(
+        zip(sequence.tokens, sequence.logprobs, strict=True)
+    )
+    assert all(len(row) == 3 for row in sequence.topk)
+
+
+def test_a_snapshot_is_not_changed_by_later_training():
+    base = tiny_base()
+    adapter = trained_adapter(base)
+    request = SampleRequest(random_tokens(6), num_samples=2, max_tokens=10, seed=0)
+    sampler, snapshot = Sampler(base), base.sampler_weights(adapter.state())
+    before = sampler.submit(request, snapshot)
+    sampler.step()
+    tokens = random_tokens(9)
+    inputs = {"target_tokens": np.roll(tokens, -1), "weights": np.ones(9, np.float32)}
+    forward_backward(base, adapter, TrainRequest([TrainDatum(tokens, inputs)], "cross_entropy"))
+    optim_step(adapter, AdamParams(learning_rate=0.5))
+    after = sampler.submit(request, snapshot)
+    trained = sampler.submit(request, base.sampler_weights(adapter.state()))
+    sampler.run_until_idle()
+    assert before.result(0).sequences[0].tokens == after.result(0).sequences[0].tokens
+    assert before.result(0).sequences[0].tokens != trained.result(0).sequences[0].tokens
+
+
+def test_several_snapshots_and_the_base_are_decoded_side_by_side():
+    base = tiny_base()
+    adapters = [None, trained_adapter(base, 1), trained_adapter(base, 2), trained_adapter(base, 3)]
+    request = SampleRequest(random_tokens(6), num_samples=2, max_tokens=10, seed=0)
+    alone = [sample(base, request, adapter).sequences[0].tokens for adapter in adapters]
+    sampler = Sampler(base)
+    futures = [
+        sampler.submit(request, base.sampler_weights(adapter and adapter.state()))
+        for adapter in adapters
+    ]
+    sampler.run_until_idle()
+    assert [future.result(0).sequences[0].tokens for future in futures] == alone
+    assert len({tuple(tokens) for tokens in alone}) == 4
+
+
+def test_more_samples_than_fit_are_drawn_in_turns():
+    base = tiny_base()
+    request = SampleRequest(random_tokens(6), num_samples=11, max_tokens=6, seed=0)
+    small, large = sample(base, request, max_rows=4), sample(base, request)
+    assert [s.tokens for s in small.sequences] == [s.tokens for s in large.sequences]
+
+
+def test_tokens_are_told_as_they_come():
+    base = tiny_base()
+    seen: list[tuple[int, int, float]] = []
+    request = SampleRequest(
+        random_tokens(6),
+        num_samples=2,
+        max_tokens=5,
+        seed=0,
+        on_token=lambda *event: seen.append(event),
+    )
+    result = sample(base, request)
+    for index, sequence in enumerate(result.sequences):
+        assert [token for sample, token, _ in seen if sample == index] == sequence.tokens
+
+
+def test_a_cancelled_request_leaves_and_the_others_go_on():
+    base = tiny_base()
+    sampler, weights = Sampler(base), base.sampler_weights(None)
+    gone: list[int] = []
+    stopping = SampleRequest(
+        random_tokens(6), 2, max_tokens=20, seed=0, stop=[], cancelled=lambda: bool(gone)
+    )
+    staying = SampleRequest(random_tokens(4), 2, max_tokens=20, seed=0, stop=[])
+    first, second = sampler.submit(stopping, weights), sampler.submit(staying, weights)
+    sampler.step()
+    gone.append(1)
+    sampler.run_until_idle()
+    assert first.cancelled()
+    alone = sample(base, staying)
+    assert [s.tokens for s in second.result(0).sequences] == [s.tokens for s in alone.sequences]
+
+
+BAD = {
+    "an empty prompt": ({"prompt": np.zeros(0, np.int64)}, "prompt is empty"),
+    "a token outside": ({"prompt": np.array([VOCAB])}, f"prompt holds token {VOCAB}"),
+    "too much": (
+        {"max_tokens": 125},
+        r"Prompt length plus max_tokens exceeds the model's context window: 4 \+ 125 > 128",
+    ),
+    "no room": ({"prompt": random_tokens(128)}, r"128 \+ 1 > 128"),
+    "no tokens": ({"max_tokens": 0}, "max_tokens is 0"),
+    "no samples": ({"num_samples": 0}, "num_samples is 0"),
+    "heat": ({"temperature": -1.0}, "temperature is -1.0"),
+    "no number": ({"temperature": math.nan}, "temperature is nan"),
+    "top_p": ({"top_p": 0.0}, "top_p is 0.0"),
+    "top_k": ({"top_k": -2}, "top_k is -2"),
+    "empty stop": ({"stop": ["a", ""]}, "empty string"),
+    "mixed stop": ({"stop": ["a", 3]}, "mixes strings and token ids"),
+    "stop outside": ({"stop": [VOCAB]}, f"stop holds token {VOCAB}"),
+    "targets": ({"target_prompt_logprobs": np.zeros((4, 2), np.int64)}, r"must be \(3, K\)"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_request_that_makes_no_sense_is_refused_before_it_waits(name):
+    changes, words = BAD[name]
+    base = tiny_base()
+    sampler = Sampler(base)
+    with pytest.raises(RequestError, match=words):
+        sampler.submit(
+            SampleRequest(**({"prompt": random_tokens(4)} | changes)), base.sampler_weights(None)
+        )
+    assert not sampler.step()
+
+
+def test_the_end_token_of_the_miniatures_is_what_the_tests_think():
+    assert tiny_tokenizer().encode("<|end|>") == [END]

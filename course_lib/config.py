@@ -1,4 +1,4 @@
-"""Every number of a run in four frozen dataclasses, checked when they are made.
+"""Every number of a run in frozen dataclasses, checked when they are made.
 
 `preset("quick")` gives one of three sizes; `load_config` adds a TOML file and overrides:
 
@@ -22,6 +22,7 @@ from course_lib.fields import check_choice, check_range, check_types, did_you_me
 
 PROJECT = Path(__file__).resolve().parent.parent
 PRESETS = ("tiny", "quick", "full")
+SECTIONS = ("sft", "rl", "preference", "deploy")
 LOSS_FNS = ("importance_sampling", "ppo", "cispo", "dro", "gspo")
 
 
@@ -108,6 +109,30 @@ class RLConfig:
 
 
 @dataclass(frozen=True)
+class PreferenceConfig:
+    """Learning from pairs: the judge behind rewards preference and tournament, and DPO."""
+
+    data_path: str = (
+        "auto"  # JSONL of prompt, chosen, rejected; auto = shipped, or own data vs samples
+    )
+    batch_size: int = 16  # pairs per optimizer step
+    epochs: int = 2  # times every pair is seen
+    max_steps: int = 0  # steps; 0 = all of every epoch
+    learning_rate: float = 1e-3  # at the first step, falling to 0
+    lora_rank: int = 16  # of the judge's own adapter
+    dpo_beta: float = 0.1  # how strongly DPO holds to its reference; larger = closer
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        check_range(self, "batch_size", 1, 4096)
+        check_range(self, "epochs", 1, 1000)
+        check_range(self, "max_steps", 0, 10_000_000)
+        check_range(self, "learning_rate", 0, 1)
+        check_range(self, "dpo_beta", 0, 100)
+        _check_rank(self)
+
+
+@dataclass(frozen=True)
 class DeployConfig:
     """Where the finished model goes: the Hugging Face Hub, a Modal app."""
 
@@ -142,6 +167,7 @@ class RunConfig:
     eval_problems: int = 200  # held-out problems behind every accuracy in the report
     sft: SFTConfig = field(default_factory=SFTConfig)
     rl: RLConfig = field(default_factory=RLConfig)
+    preference: PreferenceConfig = field(default_factory=PreferenceConfig)
     deploy: DeployConfig = field(default_factory=DeployConfig)
 
     def __post_init__(self) -> None:
@@ -229,7 +255,7 @@ def _updated(config: RunConfig, values: dict[str, Any], place: str) -> RunConfig
     changes: dict[str, Any] = {}
     for name, value in values.items():
         section = getattr(config, name, None)
-        if name in ("sft", "rl", "deploy"):
+        if name in SECTIONS:
             if not isinstance(value, dict):
                 raise CourseError(place, f"{name} is a section", f"write [{name}] and its fields")
             for inner in value:
@@ -246,7 +272,7 @@ def _updated(config: RunConfig, values: dict[str, Any], place: str) -> RunConfig
 
 def _find_field(config: RunConfig, path: str, place: str) -> tuple[str, str]:
     """(section or "", field) that `path` means; a bare name may stand in one section only."""
-    sections = {"": config, "sft": config.sft, "rl": config.rl, "deploy": config.deploy}
+    sections = {"": config, **{name: getattr(config, name) for name in SECTIONS}}
     home = {
         (f"{section}.{item.name}" if section else item.name): (section, item.name)
         for section, values in sections.items()
@@ -255,7 +281,9 @@ def _find_field(config: RunConfig, path: str, place: str) -> tuple[str, str]:
     }
     if path in home:
         return home[path]
-    matches = [full for full, (section, name) in home.items() if section and name == path]
+    named = [full for full, (section, name) in home.items() if section and name == path]
+    # The main job's fields come first: batch_size is SFT's, the judge's is preference.batch_size.
+    matches = [full for full in named if not full.startswith("preference.")] or named
     if len(matches) == 1:
         return home[matches[0]]
     if matches:
@@ -264,7 +292,7 @@ def _find_field(config: RunConfig, path: str, place: str) -> tuple[str, str]:
     raise CourseError(place, f"field {path!r} is unknown", did_you_mean(path, known))
 
 
-def _check_rank(config: SFTConfig | RLConfig) -> None:
+def _check_rank(config: SFTConfig | RLConfig | PreferenceConfig) -> None:
     rank = config.lora_rank
     if not 1 <= rank <= 512 or rank & (rank - 1):
         place = f"{type(config).__name__}.lora_rank"

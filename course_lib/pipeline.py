@@ -22,7 +22,6 @@ from course_lib.checkpoints import (
 )
 from course_lib.config import RunConfig, config_from_dict, config_to_dict
 from course_lib.errors import CourseError
-from course_lib.fields import did_you_mean
 from course_lib.grpo import RLResult, train_grpo
 from course_lib.run_data import RunData, load_run_data
 from course_lib.sft import SFTResult, train_sft
@@ -184,14 +183,12 @@ def new_folder(config: RunConfig) -> Path:
 
 
 def base_model_name(service: CourseService, config: RunConfig) -> str:
-    """The SDK name to train: the back end's own for auto, else checked against what it offers."""
-    name = config.model_name
-    if name == "auto" or service.backend == "embedded":  # there --model chose what is loaded
+    """The SDK name to train: on the embedded engine what --model loaded, else checked there."""
+    if service.backend == "embedded":
         return service.base_model
-    offered = [each.model_name for each in service.get_server_capabilities().supported_models]
-    if name not in offered:
-        raise CourseError("model", f"{name!r} is not offered", did_you_mean(name, offered))
-    return name
+    from course_lib.client import resolve_model
+
+    return resolve_model(service, config.model_name)
 
 
 def _fresh_client(

@@ -1,0 +1,181 @@
+"""The whole job through the real SDK and the embedded engine, on a tiny random model."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from chat_templates import COURSE, byte_tokenizer
+from transformers import AutoModelForCausalLM, LlamaConfig
+
+from course_lib.checkpoints import CheckpointLog, StopTraining
+from course_lib.client import connect
+from course_lib.config import load_config
+from course_lib.errors import CourseError
+from course_lib.metrics import read_metrics
+from course_lib.pipeline import run_all, saved_config, start_run
+from course_lib.run_data import load_run_data
+
+SMALL = [
+    "sft.max_steps=6",
+    "sft.save_every=2",
+    "sft.eval_every=0",
+    "rl.steps=5",
+    "rl.save_every=2",
+    "rl.group_size=4",
+    "rl.prompts_per_step=3",
+    "rl.max_tokens=12",
+    "rl.reward=length+0.1*format",
+    "eval_problems=8",
+]
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("base")
+    tokenizer = byte_tokenizer(COURSE)
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=1024,
+        eos_token_id=tokenizer.eos_token_id,
+        bos_token_id=None,
+    )
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def heldout(tmp_path_factory) -> Path:
+    """A few held-out conversations: 300 of them would be most of a tiny run's time."""
+    file = tmp_path_factory.mktemp("data") / "heldout.jsonl"
+    shipped = Path(__file__).parent.parent / "data" / "heldout.jsonl"
+    file.write_text("".join(shipped.read_text().splitlines(keepends=True)[:8]))
+    return file
+
+
+@pytest.fixture(scope="module")
+def service(base, tmp_path_factory):
+    opened = connect(
+        "embedded", model=str(base), store=tmp_path_factory.mktemp("store"), quiet=True
+    )
+    yield opened
+    opened.engine.stop()
+
+
+@pytest.fixture
+def config(heldout):
+    return load_config("tiny", [*SMALL, f"sft.eval_path={heldout}"])
+
+
+def test_a_run_leaves_a_report_metrics_checkpoints_and_samples(service, config, tmp_path):
+    seen = []
+    report = run_all(
+        service, config, tmp_path, lambda step, total, m: seen.append((m["phase"], step))
+    )
+    assert json.loads((tmp_path / "report.json").read_text()) == report
+    assert (report["preset"], report["seed"], report["note"]) == ("tiny", 0, "")
+    for stage in ("base", "sft", "rl"):
+        found = report[stage]
+        low, high = found["interval"]
+        assert 0 <= low <= found["accuracy"] <= high <= 1
+        assert {"mean_reward", "worked_share", "greedy", "heldout_nll", "seconds"} <= set(found)
+    assert report["sft"]["heldout_nll"] < report["base"]["heldout_nll"]
+    assert all(path.startswith("tinker://") for path in report["checkpoints"].values())
+    assert {phase for phase, _ in seen} == {"eval", "sft", "rl"}
+    rows = read_metrics(tmp_path / "metrics.jsonl")
+    assert [row["step"] for row in rows if row["phase"] == "rl"] == [1, 2, 3, 4, 5]
+    assert max(row.get("ratio/max_deviation", 0) for row in rows) < 1e-3
+    sample = json.loads((tmp_path / "samples.jsonl").read_text().splitlines()[0])
+    assert set(sample) == {"prompt", "answer", "base", "sft", "rl"}
+
+
+KILLED_RUN = """
+import os, signal, sys
+from pathlib import Path
+from course_lib.client import connect
+from course_lib.config import load_config
+from course_lib.pipeline import run_all
+
+base, store, out, phase, step, *overrides = sys.argv[1:]
+def kill(now, total, metrics):
+    if (metrics["phase"], now) == (phase, int(step)):
+        os.kill(os.getpid(), signal.SIGKILL)
+service = connect("embedded", model=base, store=store)
+run_all(service, load_config("tiny", overrides), Path(out), kill)
+"""
+
+
+@pytest.mark.parametrize(("phase", "step"), [("sft", 5), ("rl", 3)])
+def test_a_run_killed_with_kill_9_goes_on_to_the_same_metrics(
+    service, base, heldout, tmp_path, phase, step
+):
+    overrides = [*SMALL, f"sft.eval_path={heldout}", "rl.deterministic=true", "rl.kl_penalty=0.01"]
+    config = load_config("tiny", overrides)
+    store = str(service.engine.rooms.store.root)
+    out, whole = tmp_path / "killed", tmp_path / "whole"
+    command = [sys.executable, "-c", KILLED_RUN, str(base), store, str(out), phase, str(step)]
+    killed = subprocess.run([*command, *overrides], timeout=100, env=dict(os.environ))
+    assert killed.returncode == -signal.SIGKILL
+    assert not (out / "report.json").exists()
+    run_all(service, saved_config(out), out, resume=True)
+    run_all(service, config, whole)
+    rows, expected = (read_metrics(folder / "metrics.jsonl") for folder in (out, whole))
+    assert [(row["phase"], row["step"]) for row in rows] == [
+        (row["phase"], row["step"]) for row in expected
+    ]
+    for row, other in zip(rows, expected, strict=True):
+        for name, value in other.items():
+            if not name.startswith("time/"):
+                assert row[name] == pytest.approx(value, abs=1e-5), (name, row["step"])
+
+
+def test_a_run_stopped_by_its_hook_has_no_report_but_can_go_on(service, config, tmp_path):
+    def stop(step, total, metrics):
+        if metrics["phase"] == "sft" and step == 3:
+            raise StopTraining
+
+    found = run_all(service, config, tmp_path, stop)
+    assert found["stopped"] == "sft" and not (tmp_path / "report.json").exists()
+    assert CheckpointLog(tmp_path).last("sft").step == 3
+    report = run_all(service, config, tmp_path, resume=True)
+    assert report["rl"]["accuracy"] is not None
+
+
+def test_a_folder_holds_one_run(config, tmp_path):
+    start_run(config, tmp_path)
+    with pytest.raises(CourseError, match="holds a run already"):
+        start_run(config, tmp_path)
+    with pytest.raises(CourseError, match="was made with other settings"):
+        start_run(load_config("tiny", ["seed=1"]), tmp_path, resume=True)
+    with pytest.raises(CourseError, match="holds no run"):
+        saved_config(tmp_path / "nowhere")
+
+
+def test_own_conversations_are_held_out_by_content(tmp_path):
+    file = tmp_path / "mine.jsonl"
+    rows = [
+        {
+            "messages": [
+                {"role": "user", "content": f"q{n}"},
+                {"role": "assistant", "content": f"a{n}"},
+            ]
+        }
+        for n in range(60)
+    ]
+    file.write_text("\n".join(json.dumps(row) for row in rows + rows[:20]))
+    data = load_run_data(load_config("tiny", [f"sft.data_path={file}"]))
+    train = {conversation.messages for conversation in data.train}
+    held = {conversation.messages for conversation in data.heldout}
+    assert held and not train & held and len(train | held) == 60
+    assert not data.environment.checkable

@@ -41,23 +41,23 @@ KINDS: dict[str, tuple[str, str]] = {  # kind -> severity, remedy
     # the row
     "missing_field": (ERROR, 'write {"messages": [{"role": ..., "content": ...}, ...]}'),
     "wrong_type": (ERROR, 'write {"messages": [{"role": ..., "content": ...}, ...]}'),
-    "extra_field": (WARNING, "it is ignored; delete it if it was meant to matter"),
+    "extra_field": (WARNING, "delete it, or say it in a message: it is ignored"),
     "no_messages": (ERROR, "add the messages, or delete the row"),
     "unknown_role": (ERROR, "use system, user or assistant"),
     "empty_content": (ERROR, "write the text, or delete the message"),
     "lone_surrogate": (ERROR, "write the whole character: it was cut in half"),
-    "replacement_character": (WARNING, "the text was damaged earlier; look at its source"),
+    "replacement_character": (WARNING, "look at its source: the text was damaged earlier"),
     # the order of the messages
     "system_not_first": (ERROR, "put the system message first"),
     "same_role_twice": (ERROR, "join the two messages, or add the turn between them"),
     "no_assistant": (ERROR, "add the assistant message that is to be learnt"),
     "no_user": (ERROR, "put the question before the answer"),
-    "assistant_first": (WARNING, "some chat templates refuse it; begin with a user message"),
-    "last_not_assistant": (WARNING, "it is not trained on; add the answer or delete it"),
+    "assistant_first": (WARNING, "begin with a user message: some chat templates insist"),
+    "last_not_assistant": (WARNING, "add the answer, or delete it: it is not trained on"),
     # more than one row, or a tokenizer
     "duplicate_row": (WARNING, "keep one of the two"),
     "leakage": (ERROR, "delete it here or there: an evaluation must ask what was not trained on"),
-    "control_token": (WARNING, "it is encoded as plain text; delete it if it is a leftover"),
+    "control_token": (WARNING, "delete it if it is a leftover: it is encoded as text"),
     "not_renderable": (ERROR, "change the row, or the tokenizer's chat template"),
     "too_long": (ERROR, "shorten the conversation, or raise max_length"),
 }
@@ -112,7 +112,7 @@ def decode_line(raw: bytes, line: int) -> tuple[Any, list[Fault]]:
     except UnicodeDecodeError as error:
         where = f"byte {error.start + 1} (0x{raw[error.start]:02x}) is not UTF-8"
         return None, [*faults, fault(line, "bad_utf8", where)]
-    row, found = _parse(text, line)
+    row, found = _parse(text.rstrip("\r\n"), line)
     return row, faults + found
 
 
@@ -148,7 +148,8 @@ def _parse(text: str, line: int) -> tuple[Any, list[Fault]]:
         if _is_trailing_comma(text, error.pos):
             finding = f"a comma with nothing after it, near column {error.pos + 1}"
             return None, [fault(line, "trailing_comma", finding)]
-        return None, [fault(line, "not_json", f"not JSON: {error.msg} at column {error.pos + 1}")]
+        problem = error.msg.removesuffix(" at")
+        return None, [fault(line, "not_json", f"not JSON: {problem} at column {error.pos + 1}")]
     except (ValueError, RecursionError):  # a number of 5,000 digits, a list 5,000 deep
         return None, [fault(line, "not_json", "a number too long, or nested too deep, to be read")]
     if line == 1 and isinstance(row, list) and row and isinstance(row[0], dict):
@@ -170,16 +171,15 @@ def row_faults(row: Any, line: int) -> list[Fault]:
     """What keeps `row` from being a conversation, and what is odd about it."""
     if not isinstance(row, dict):
         return [fault(line, "wrong_type", f"the row is {_kind_of(row)}, not an object")]
-    extra = _extra_fields(row, ("messages",), "", line)
     if "messages" not in row:
         found = ", ".join(short(name) for name in list(row)[:5]) or "none"
-        return [*extra, fault(line, "missing_field", f"no field 'messages' (fields: {found})")]
+        return [fault(line, "missing_field", f"no field 'messages' (fields: {found})")]
+    faults = _extra_fields(row, ("messages",), "", line)
     messages = row["messages"]
     if not isinstance(messages, list):
-        return [*extra, fault(line, "wrong_type", f"messages is {_kind_of(messages)}, not a list")]
+        return [*faults, fault(line, "wrong_type", f"messages is {_kind_of(messages)}, not a list")]
     if not messages:
-        return [*extra, fault(line, "no_messages", "messages is an empty list")]
-    faults = extra
+        return [*faults, fault(line, "no_messages", "messages is an empty list")]
     for number, message in enumerate(messages, 1):
         faults += _message_faults(message, f"message {number}", line)
     roles = [message.get("role") if isinstance(message, dict) else None for message in messages]

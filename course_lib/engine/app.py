@@ -69,6 +69,8 @@ ROUTES: list[tuple[str, str, Handler]] = [
     ("PUT", f"{CHECKPOINT}/ttl", listing.set_ttl),
     ("GET", f"{CHECKPOINT}/external_weights_urls", listing.external_weights_urls),
     ("GET", "download/{run}/{kind}/{name}/{file}", listing.download),
+    ("GET", "sessions/{session}/trace_export", listing.trace_export),
+    ("GET", "download/traces/{session}.pftrace", listing.trace),
     ("POST", "weights_info", listing.weights_info),
     ("POST", "copy_weights", listing.copy_weights),
     ("POST", "sessions/search", listing.search_sessions),

@@ -43,6 +43,11 @@ class Call:
     async def json(self, message_type: type[BaseModel]) -> Any:
         return read_json(await self.body(), message_type)
 
+    @property
+    def base_url(self) -> str:
+        """The URL under which this client reaches us; the door has checked the host."""
+        return f"http://{self.request.headers.get('host', '')}"
+
     def path(self, name: str) -> str:
         return self.request.path_params[name]
 

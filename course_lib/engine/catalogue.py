@@ -143,13 +143,20 @@ def download_urls(rooms: Rooms, owner: str, path: TinkerPath, base_url: str) -> 
     if path.kind != "external_weights":
         raise RequestError(f"{path} is not for download; save_weights_external makes one that is")
     files = [file for file in rooms.store.folder(path).iterdir() if file.name != RECORD]
-    urls = {file.name: rooms.signer.url(base_url, path, file.name) for file in sorted(files)}
+    urls = {
+        file.name: rooms.signer.url(base_url, f"{place_of(path)}/{file.name}")
+        for file in sorted(files)
+    }
     return {"urls": urls, "expires": rooms.signer.expires()}
+
+
+def place_of(path: TinkerPath) -> str:
+    return str(path).removeprefix("tinker://")
 
 
 def download(rooms: Rooms, path: TinkerPath, file: str, expires: str, token: str) -> Path:
     """The file behind a signed URL."""
-    rooms.signer.check(path, file, expires, token)
+    rooms.signer.check(f"{place_of(path)}/{file}", expires, token)
     rooms.store.checkpoint(path)
     names = {entry.name: entry for entry in rooms.store.folder(path).iterdir()}
     if file not in names or names[file].is_symlink() or file == RECORD:

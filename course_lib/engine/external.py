@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from course_lib.engine.names import TinkerPath, shown
+from course_lib.engine.names import shown
 from course_lib.engine.requests import RequestError
 from course_lib.engine.tensors import write_adapter
 
@@ -71,9 +71,9 @@ class Signer:
     def __init__(self, secret: bytes) -> None:
         self._secret = secret
 
-    def url(self, base_url: str, path: TinkerPath, file: str) -> str:
+    def url(self, base_url: str, place: str) -> str:
+        """A URL for `place`, a checkpoint's file or a session's trace, that opens without a key."""
         expires = int(time.time()) + URL_VALID_S
-        place = f"{path.run_id}/{path.kind}/{path.name}/{file}"
         token = self._token(place, expires)
         return f"{base_url}/api/v1/download/{quote(place)}?expires={expires}&token={token}"
 
@@ -81,9 +81,8 @@ class Signer:
         """When a URL made now expires, in ISO form."""
         return datetime.fromtimestamp(time.time() + URL_VALID_S, UTC).isoformat()
 
-    def check(self, path: TinkerPath, file: str, expires: str, token: str) -> None:
+    def check(self, place: str, expires: str, token: str) -> None:
         """Raises: RequestError when the URL was changed or is too old."""
-        place = f"{path.run_id}/{path.kind}/{path.name}/{file}"
         if not expires.isdecimal() or len(expires) > 12 or int(expires) < time.time():
             raise RequestError("The download URL has expired; ask for a new one")
         if not hmac.compare_digest(self._token(place, int(expires)).encode(), token.encode()):

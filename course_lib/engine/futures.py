@@ -26,7 +26,7 @@ class Pending:
         self.stream = stream  # (sampling session, clone): samples are also reported in bulk
         self.reply: Future[Reply] = Future()
         self.cancelled = False
-        self.delivered_at: float | None = None
+        self.delivered_at = 0.0
 
 
 class Stream:
@@ -144,8 +144,10 @@ class FutureTable:
         with self._lock:
             while self._delivered:
                 pending = next(iter(self._delivered.values()))
-                age = now - (pending.delivered_at or now)
-                if age < self._limits.keep_delivered_s and self._bytes <= limit:
+                if (
+                    now - pending.delivered_at < self._limits.keep_delivered_s
+                    and self._bytes <= limit
+                ):
                     break
                 self._drop(pending)
             if self._bytes > limit:

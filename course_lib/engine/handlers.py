@@ -7,6 +7,7 @@ the future is done, so that a client asks once or twice and not a thousand times
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
 from pydantic import BaseModel
@@ -22,7 +23,7 @@ from course_lib.engine import catalogue, sampling, training
 from course_lib.engine.call import Call
 from course_lib.engine.protobuf import read_envelope
 from course_lib.engine.requests import RequestError
-from course_lib.engine.wire import JSON_TYPE, json_reply
+from course_lib.engine.wire import JSON_TYPE, json_reply, read_json
 
 DYNAMIC_CONFIG = {"refresh_interval_sec": 3600, "sample_cancel_enabled": True}
 
@@ -102,6 +103,16 @@ def future_of(request_id: str) -> dict[str, str]:
     return {"request_id": request_id}
 
 
+async def in_line(call: Call, message_type: type[BaseModel], function: Callable[..., str]) -> Any:
+    """Read a training request and put it into its run's line, even when it cannot be read."""
+    body = await call.body()
+    try:
+        message = read_json(body, message_type)
+    except RequestError as error:
+        return future_of(training.refuse(call.rooms, call.owner, body, error))
+    return future_of(function(call.rooms, call.owner, message))
+
+
 async def create_model(call: Call) -> Any:
     message = await call.json(types.CreateModelRequest)
     return future_of(training.create_model(call.rooms, call.owner, message))
@@ -122,8 +133,7 @@ async def forward_backward(call: Call) -> Any:
 
 
 async def optim_step(call: Call) -> Any:
-    message = await call.json(types.OptimStepRequest)
-    return future_of(training.optim_step(call.rooms, call.owner, message))
+    return await in_line(call, types.OptimStepRequest, training.optim_step)
 
 
 async def load_weights(call: Call) -> Any:
@@ -133,18 +143,17 @@ async def load_weights(call: Call) -> Any:
 
 
 async def save_weights(call: Call) -> Any:
-    message = await call.json(types.SaveWeightsRequest)
-    return future_of(training.save_weights(call.rooms, call.owner, message))
+    return await in_line(call, types.SaveWeightsRequest, training.save_weights)
 
 
 async def save_weights_for_sampler(call: Call) -> Any:
-    message = await call.json(types.SaveWeightsForSamplerRequest)
-    return future_of(training.save_weights_for_sampler(call.rooms, call.owner, message))
+    return await in_line(
+        call, types.SaveWeightsForSamplerRequest, training.save_weights_for_sampler
+    )
 
 
 async def save_weights_external(call: Call) -> Any:
-    message = await call.json(types.SaveWeightsExternalRequest)
-    return future_of(training.save_weights_external(call.rooms, call.owner, message))
+    return await in_line(call, types.SaveWeightsExternalRequest, training.save_weights_external)
 
 
 async def create_custom_loss(call: Call) -> Any:

@@ -13,12 +13,14 @@ class Limits:
 
     body_bytes: int = 64 * MIB  # one request body, after decompression
     dense_cells: int = 16 * MIB  # cells of one tensor made dense from CSR
+    data_per_request: int = 16_384  # datums of one forward_backward; the SDK sends up to 1,024
+    tokens_per_request: int = 4 * MIB
     samples_per_request: int = 1024
     logprob_cells: int = 4 * MIB  # prompt length x k of one request, per kind of prompt logprobs
     waiting_samples: int = 4096  # sequences not yet admitted; beyond it asample answers 429
     active_sequences: int = 256  # sequences being decoded at once
     held_requests: int = 4096  # training requests of one model waiting for their turn
-    gap_s: float = 20.0  # a missing sequence id is given up after this long
+    gap_s: float = 10.0  # a missing sequence id is given up when a run was quiet for this long
     hold_s: float = 40.0  # one long poll of retrieve_future
     bulk_hold_s: float = 25.0  # one long poll of retrieve_futures
     keep_delivered_s: float = 60.0  # a fetched result stays this long, for a lost reply

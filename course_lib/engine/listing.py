@@ -68,8 +68,9 @@ async def set_ttl(call: Call) -> Any:
 
 async def external_weights_urls(call: Call) -> Any:
     path = call.checkpoint_path()
-    base_url = f"http://{call.request.headers['host']}"
-    return await asyncio.to_thread(catalogue.download_urls, call.rooms, call.owner, path, base_url)
+    return await asyncio.to_thread(
+        catalogue.download_urls, call.rooms, call.owner, path, call.base_url
+    )
 
 
 async def download(call: Call) -> Any:
@@ -124,6 +125,21 @@ async def session(call: Call) -> Any:
 async def search_sessions(call: Call) -> Any:
     message = await call.json(types.SessionSearchRequest)
     return await asyncio.to_thread(catalogue.search_sessions, call.rooms, call.owner, message)
+
+
+async def trace_export(call: Call) -> Any:
+    record = await asyncio.to_thread(
+        catalogue.visible_session, call.rooms, call.owner, call.path("session")
+    )
+    place = f"traces/{record.session_id}.pftrace"
+    return {"status": "ready", "url": call.rooms.signer.url(call.base_url, place)}
+
+
+async def trace(call: Call) -> Any:
+    query, session_id = call.request.query_params, call.path("session")
+    place = f"traces/{session_id}.pftrace"
+    call.rooms.signer.check(place, query.get("expires", ""), query.get("token", ""))
+    return call.rooms.worker.trace.export(session_id)
 
 
 async def session_project(call: Call) -> Any:

@@ -47,12 +47,22 @@ def read_envelope(body: bytes) -> pb.ForwardBackwardRequest:
 
 def train_request(message: pb.ForwardBackwardRequest, limits: Limits) -> TrainRequest:
     """The arrays of a `forward` or `forward_backward`; errors name datum and field."""
+    _check_size(message, limits)
     return TrainRequest(
         data=[_datum(datum, f"data[{index}]", limits) for index, datum in enumerate(message.data)],
         loss_fn=message.loss_fn,
         loss_fn_config=_loss_fn_config(message),
         forward_only=message.forward_only,
     )
+
+
+def _check_size(message: pb.ForwardBackwardRequest, limits: Limits) -> None:
+    if len(message.data) > limits.data_per_request:
+        raise RequestError(f"data holds {len(message.data)} datums; {limits.data_per_request} may")
+    chunks = (chunk for datum in message.data for chunk in datum.model_input)
+    tokens = sum(len(chunk.encoded_text.tokens) // 4 for chunk in chunks)
+    if tokens > limits.tokens_per_request:
+        raise RequestError(f"data holds {tokens} tokens; {limits.tokens_per_request} may be sent")
 
 
 def _loss_fn_config(message: pb.ForwardBackwardRequest) -> dict[str, float | str]:

@@ -87,6 +87,8 @@ class Rooms:
 
     def close(self) -> None:
         self.worker.stop()
+        if not self.worker.alive:
+            self.runs.drop_all()
         self.scratch.close()
 
     def model(self, name: str) -> Model:

@@ -103,6 +103,10 @@ class RunTable:
         if run.parked:
             self._remove_parked(run)
 
+    def drop_all(self) -> None:
+        for run in list(self._runs.values()):
+            self.drop(run)
+
     def live_bytes(self) -> int:
         """Memory of all live adapters with gradients and optimizer state."""
         with self._lock:

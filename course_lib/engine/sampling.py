@@ -77,8 +77,9 @@ def asample(rooms: Rooms, owner: str, message: SampleMessage) -> tuple[str, list
         sampler=rooms.samplers.decoder(session.model),
         weights=lambda: weights_of(rooms, session),
         encode=lambda result: sample_reply(result, target),
+        learner=session.session_id,
     )
-    if not rooms.worker.submit_sample(session.session_id, job):
+    if not rooms.worker.submit_sample(job):
         rooms.futures.discard(pending)
         return None
     ids = [f"{pending.request_id}:{index}" for index in range(message.num_samples)]

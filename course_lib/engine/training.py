@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from tinker import types
@@ -30,7 +31,7 @@ from course_lib.engine.tensors import (
     write_adapter,
     write_tensors,
 )
-from course_lib.engine.wire import Reply, adam_params, json_reply, lora_spec
+from course_lib.engine.wire import Reply, adam_params, json_reply, loose_ids, lora_spec
 
 
 def create_model(rooms: Rooms, owner: str, message: types.CreateModelRequest) -> str:
@@ -48,7 +49,7 @@ def create_model(rooms: Rooms, owner: str, message: types.CreateModelRequest) ->
         _begin(rooms, run, lora_spec(message.lora_config))
         return json_reply({"model_id": run.run_id, "type": "create_model"})
 
-    return rooms.worker.submit(run.run_id, 0, owner, work)
+    return rooms.worker.submit(run.run_id, 0, owner, "create_model", work)
 
 
 def load_weights(
@@ -65,7 +66,7 @@ def load_weights(
         _load(rooms, run, path, record, message.optimizer)
         return json_reply({"path": str(path), "model_id": run.run_id, "type": "load_weights"})
 
-    return submit(rooms, owner, message.model_id, message.seq_id, work)
+    return submit(rooms, owner, message, "load_weights", work)
 
 
 def _create_from_checkpoint(
@@ -86,7 +87,7 @@ def _create_from_checkpoint(
             raise
         return json_reply({"path": str(path), "model_id": run.run_id, "type": "load_weights"})
 
-    return rooms.worker.submit(run.run_id, 0, owner, work)
+    return rooms.worker.submit(run.run_id, 0, owner, "create_model", work)
 
 
 def _new_run(
@@ -150,11 +151,9 @@ def owned_run(rooms: Rooms, owner: str, run_id: str) -> Run | None:
     return run if run is not None and run.owner == owner else None
 
 
-def submit(
-    rooms: Rooms, owner: str, run_id: str, seq_id: int | None, work: Callable[[Run], Reply]
-) -> str:
+def submit(rooms: Rooms, owner: str, message: Any, what: str, work: Callable[[Run], Reply]) -> str:
     """Put the work into the run's line; it is refused only by a failed future."""
-    run = owned_run(rooms, owner, run_id)
+    run, seq_id = owned_run(rooms, owner, message.model_id), message.seq_id
     if run is None or seq_id is None or seq_id < 1:
 
         def refuse() -> Reply:
@@ -166,7 +165,22 @@ def submit(
             raise RequestError(f"seq_id is {seq_id}; training requests are numbered from 1")
 
         return rooms.worker.fail(owner, refuse)
-    return rooms.worker.submit(run_id, seq_id, owner, lambda: work(run))
+    return rooms.worker.submit(run.run_id, seq_id, owner, what, lambda: work(run))
+
+
+def refuse(rooms: Rooms, owner: str, body: bytes, error: RequestError) -> str:
+    """Answer a training request that cannot be read with a failed future in its place in the line.
+
+    A 4xx would leave a hole there: the client has counted its sequence id.
+    """
+    ids = loose_ids(body)
+    if ids is None:
+        raise error
+
+    def work(run: Run) -> Reply:
+        raise error
+
+    return submit(rooms, owner, SimpleNamespace(model_id=ids[0], seq_id=ids[1]), "refused", work)
 
 
 def forward_backward(rooms: Rooms, owner: str, message: pb.ForwardBackwardRequest) -> str:
@@ -177,7 +191,7 @@ def forward_backward(rooms: Rooms, owner: str, message: pb.ForwardBackwardReques
         adapter = rooms.runs.adapter(run)
         return train_reply(rooms.compute.forward_backward(run.model.base, adapter, request))
 
-    return submit(rooms, owner, message.model_id, message.seq_id, work)
+    return submit(rooms, owner, message, "forward_backward", work)
 
 
 def optim_step(rooms: Rooms, owner: str, message: types.OptimStepRequest) -> str:
@@ -187,7 +201,7 @@ def optim_step(rooms: Rooms, owner: str, message: types.OptimStepRequest) -> str
         params = adam_params(message)
         return json_reply({"metrics": rooms.compute.optim_step(rooms.runs.adapter(run), params)})
 
-    return submit(rooms, owner, message.model_id, message.seq_id, work)
+    return submit(rooms, owner, message, "optim_step", work)
 
 
 def save_weights(rooms: Rooms, owner: str, message: types.SaveWeightsRequest) -> str:
@@ -204,7 +218,7 @@ def save_weights(rooms: Rooms, owner: str, message: types.SaveWeightsRequest) ->
         _save(rooms, run, path, message, write, overwrite=message.overwrite)
         return json_reply({"path": str(path), "type": "save_weights"})
 
-    return submit(rooms, owner, message.model_id, message.seq_id, work)
+    return submit(rooms, owner, message, "save_weights", work)
 
 
 def save_weights_for_sampler(
@@ -223,7 +237,7 @@ def save_weights_for_sampler(
         _save(rooms, run, path, message, lambda to: write_adapter(to, state, run.peft_config))
         return json_reply({"path": str(path), "type": "save_weights_for_sampler"})
 
-    return submit(rooms, owner, message.model_id, message.seq_id, work)
+    return submit(rooms, owner, message, "save_weights_for_sampler", work)
 
 
 def _snapshot(
@@ -261,7 +275,7 @@ def save_weights_external(
             }
         )
 
-    return submit(rooms, owner, message.model_id, message.seq_id, work)
+    return submit(rooms, owner, message, "save_weights_external", work)
 
 
 def _path(run: Run, kind: str, message: Any) -> TinkerPath:

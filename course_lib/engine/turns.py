@@ -23,6 +23,8 @@ class Job:
 
     pending: Pending
     work: Callable[[], Reply]
+    what: str  # the request's name, for the trace
+    run_id: str
 
 
 class Line:
@@ -45,6 +47,7 @@ class Line:
         """Accept a request; the caller has checked that its sequence id is new."""
         self._known[seq_id] = job.pending.request_id
         self._held[seq_id] = job
+        self._waiting_since = None  # while requests arrive, the missing one may still come
         while len(self._known) > _REMEMBERED + len(self._held):
             self._known.popitem(last=False)
 

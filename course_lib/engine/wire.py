@@ -37,19 +37,8 @@ class Reply:
 
 
 def json_reply(value: object) -> Reply:
-    """Encode plain data; NaN and infinity become null, which JSON can hold."""
-    try:
-        return Reply(json.dumps(value, allow_nan=False).encode())
-    except ValueError:
-        return Reply(json.dumps(_finite(value), allow_nan=False).encode())
-
-
-def _finite(value: object) -> object:
-    if isinstance(value, float) and not np.isfinite(value):
-        return None
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    return [_finite(item) for item in value] if isinstance(value, list) else value
+    """Encode plain data. Metrics may be NaN, which the SDK reads; strict JSON has none."""
+    return Reply(json.dumps(value).encode())
 
 
 def failure_reply(sentence: str, category: str = "user") -> Reply:
@@ -83,6 +72,16 @@ def read_json(body: bytes, message_type: type[Message]) -> Message:
         first = error.errors(include_url=False, include_context=False)[0]
         place = ".".join(str(part) for part in first["loc"][:6]) or "the body"
         raise RequestError(f"{place}: {first['msg']}") from error
+
+
+def loose_ids(body: bytes) -> tuple[str, int] | None:
+    """The run and sequence id of a training request that is wrong elsewhere, if any."""
+    try:
+        values = json.loads(body)
+        run_id, seq_id = values["model_id"], values["seq_id"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return (run_id, seq_id) if isinstance(run_id, str) and type(seq_id) is int else None
 
 
 def lora_spec(config: types.LoraConfig | None) -> LoraSpec:

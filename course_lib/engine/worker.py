@@ -13,13 +13,14 @@ import time
 from collections import OrderedDict, deque
 from collections.abc import Callable
 from concurrent.futures import CancelledError
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 from course_lib.engine.futures import FutureTable, Pending
 from course_lib.engine.limits import Limits
 from course_lib.engine.requests import RequestError, SampleRequest, SampleResult
+from course_lib.engine.trace import Trace
 from course_lib.engine.turns import Job, Line
 from course_lib.engine.wire import Reply, failure_reply
 
@@ -35,7 +36,9 @@ class SampleJob:
     sampler: Any  # the base model's Sampler
     weights: Callable[[], Any]
     encode: Callable[[SampleResult], Reply]
+    learner: str
     ticket: Any = None
+    accepted_at: float = field(default_factory=time.time)
 
 
 class Worker:
@@ -50,6 +53,7 @@ class Worker:
         self._waiting_samples = 0
         self._decoding: list[SampleJob] = []
         self._turn = 0
+        self.trace = Trace()
         self._stopping = False
         self._thread = threading.Thread(target=self._loop, name="engine-compute", daemon=True)
 
@@ -80,7 +84,9 @@ class Worker:
         with self._wake:
             return self._lines.setdefault(run_id, Line(learner))
 
-    def submit(self, run_id: str, seq_id: int, owner: str, work: Callable[[], Reply]) -> str:
+    def submit(
+        self, run_id: str, seq_id: int, owner: str, what: str, work: Callable[[], Reply]
+    ) -> str:
         """Put a training request in its run's line; the same sequence id gives the same answer.
 
         Never refuses: a request that cannot run becomes a failed future, since the client has
@@ -91,7 +97,7 @@ class Worker:
             known = line.known(seq_id) if line is not None else None
             if known is not None:
                 return known
-            job = Job(self._futures.open(owner), work)
+            job = Job(self._futures.open(owner), work, what, run_id)
             problem = self._problem(line, seq_id)
             if problem is None and line is not None:
                 line.add(seq_id, job)
@@ -125,13 +131,13 @@ class Worker:
         for job in jobs:
             self._futures.settle(job.pending, failure_reply(reason))
 
-    def submit_sample(self, learner: str, job: SampleJob) -> bool:
+    def submit_sample(self, job: SampleJob) -> bool:
         """Queue a `sample` call; False when so many wait that the client should come back later."""
         with self._wake:
             if self._waiting_samples + job.request.num_samples > self._limits.waiting_samples:
                 return False
             self._waiting_samples += job.request.num_samples
-            self._waiting.setdefault(learner, deque()).append(job)
+            self._waiting.setdefault(job.learner, deque()).append(job)
             self._wake.notify()
         return True
 
@@ -183,7 +189,10 @@ class Worker:
         return line.take()
 
     def _run(self, job: Job) -> None:
-        self._futures.settle(job.pending, answer(job.work))
+        started = time.time()
+        reply = answer(job.work)
+        self.trace.add(job.run_id, job.what, started)
+        self._futures.settle(job.pending, reply)
 
     def _guard(self, work: Callable[[], None]) -> None:
         try:
@@ -253,6 +262,7 @@ class Worker:
     def _collect(self) -> None:
         """Answer the calls whose sequences are all finished."""
         for job in [job for job in self._decoding if job.ticket.done()]:
+            self.trace.add(f"{job.learner}:sample", "sample", job.accepted_at)
             self._futures.settle(job.pending, answer(partial(finished, job)))
         self._decoding = [job for job in self._decoding if not job.pending.reply.done()]
 

@@ -1,0 +1,285 @@
+"""The store: all or nothing, whatever interrupts it, and names that stay inside it."""
+
+from __future__ import annotations
+
+import errno
+import json
+import subprocess
+import sys
+import textwrap
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+import torch
+
+from course_lib.engine import storage
+from course_lib.engine.names import TinkerPath, checked_name, parse_path, run_id_of
+from course_lib.engine.requests import RequestError
+from course_lib.engine.storage import (
+    NEXT,
+    UNFINISHED,
+    CheckpointRecord,
+    NotFoundError,
+    RunRecord,
+    Store,
+    expiry,
+    iso,
+    now,
+)
+from course_lib.engine.tensors import ADAPTER, Scratch, read_tensors, write_adapter
+
+RUN = "abc:train:0"
+PATH = TinkerPath(RUN, "weights", "one")
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "store")
+
+
+def record(path: TinkerPath = PATH, **fields: object) -> CheckpointRecord:
+    given = {"path": str(path), "owner": "local", "base_model": "m", "fingerprint": "f", "lora": {}}
+    return CheckpointRecord(**(given | {"created_at": iso(now())} | fields))
+
+
+def writes(text: str):
+    return lambda folder: (folder / "file").write_text(text)
+
+
+def test_a_saved_checkpoint_is_found_again(store: Store):
+    saved = store.save(PATH, record(), writes("hello"))
+    assert saved.size_bytes == 5
+    assert Store(store.root).checkpoint(PATH) == saved
+    assert (store.folder(PATH) / "file").read_text() == "hello"
+
+
+def test_a_taken_name_is_refused_and_overwrite_replaces(store: Store):
+    store.save(PATH, record(), writes("first"))
+    with pytest.raises(RequestError, match="exists already"):
+        store.save(PATH, record(), writes("second"))
+    store.save(PATH, record(), writes("third"), overwrite=True)
+    assert (store.folder(PATH) / "file").read_text() == "third"
+    assert [p.name for p in store.folder(PATH).parent.iterdir()] == ["one"]
+
+
+def test_a_failing_write_leaves_nothing_behind(store: Store):
+    def fail(folder: Path) -> None:
+        (folder / "file").write_text("half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(RequestError, match=r"Could not save .*No space left"):
+        store.save(PATH, record(), fail)
+    assert list((store.run_dir(RUN) / "weights").iterdir()) == []
+    with pytest.raises(NotFoundError):
+        store.checkpoint(PATH)
+
+
+def test_a_failing_overwrite_leaves_the_old_one(store: Store):
+    store.save(PATH, record(), writes("old"))
+
+    def fail(folder: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(RequestError):
+        store.save(PATH, record(), fail, overwrite=True)
+    assert (store.folder(PATH) / "file").read_text() == "old"
+
+
+@pytest.mark.parametrize("steps", range(4))
+def test_killed_within_an_overwrite_either_version_is_whole(
+    store: Store, monkeypatch: pytest.MonkeyPatch, steps: int
+):
+    """The process ends after 0, 1, 2 or all 3 of the renames that replace a checkpoint."""
+    store.save(PATH, record(), writes("old"))
+    rename, done = Path.rename, 0
+
+    class Killed(BaseException): ...
+
+    def rename_until_killed(self: Path, target: Path) -> Path:
+        nonlocal done
+        if done == steps:
+            raise Killed
+        done += 1
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", rename_until_killed)
+    monkeypatch.setattr(storage.shutil, "rmtree", lambda *a, **k: None)
+    if steps < 3:
+        with pytest.raises(Killed):
+            store.save(PATH, record(), writes("new"), overwrite=True)
+    else:
+        store.save(PATH, record(), writes("new"), overwrite=True)
+    monkeypatch.undo()
+    after = Store(store.root)
+    assert (after.folder(PATH) / "file").read_text() == ("old" if steps < 2 else "new")
+    assert [c.path for c in after.checkpoints(RUN)] == [str(PATH)]
+
+
+def test_a_deleted_checkpoint_does_not_come_back(store: Store):
+    """A replacement that a killed process left behind took the deleted one's place."""
+    store.save(PATH, record(), writes("old"))
+    left = store.folder(PATH).with_name("one" + NEXT)
+    left.mkdir()
+    (left / storage.RECORD).write_text(json.dumps(record().__dict__))
+    store.delete(PATH)
+    assert store.checkpoints(RUN) == []
+    with pytest.raises(NotFoundError):
+        store.delete(PATH)
+
+
+def test_unfinished_folders_are_invisible(store: Store):
+    store.save(PATH, record(), writes("x"))
+    (store.run_dir(RUN) / "weights" / f"{UNFINISHED}123").mkdir()
+    assert len(store.checkpoints(RUN)) == 1
+
+
+def test_an_expired_checkpoint_is_gone(store: Store):
+    store.save(PATH, record(expires_at=iso(now() - timedelta(seconds=1))), writes("x"))
+    with pytest.raises(NotFoundError):
+        store.checkpoint(PATH)
+    assert store.checkpoints(RUN) == []
+    assert not store.folder(PATH).exists()
+
+
+@pytest.mark.parametrize("ttl", [0, 3599, 11 * 365 * 24 * 3600, -5])
+def test_a_time_to_live_out_of_range_is_refused(ttl: int):
+    with pytest.raises(RequestError, match="ttl_seconds"):
+        expiry(ttl)
+
+
+def test_changing_a_record_keeps_the_rest(store: Store):
+    store.save(PATH, record(), writes("x"))
+    store.update(PATH, public=True)
+    assert store.checkpoint(PATH).public
+    assert store.checkpoint(PATH).base_model == "m"
+
+
+def test_runs_come_back_the_last_used_first(store: Store):
+    for index, run_id in enumerate(["a:train:0", "b:train:0"]):
+        moment = iso(now() + timedelta(seconds=index))
+        store.write_run(RunRecord(run_id, "local", run_id[0], "m", "f", {}, moment, moment))
+    assert [run.run_id for run in store.runs()] == ["b:train:0", "a:train:0"]
+
+
+def test_a_damaged_record_is_passed_over(store: Store):
+    folder = store.run_dir("a:train:0")
+    folder.mkdir(parents=True)
+    (folder / "run.json").write_text('{"run_id": ')
+    assert store.runs() == []
+
+
+BAD_NAMES = """\
+    . .. a/b a\\b /etc C:x ~part-1 x~next -x é nul COM1.txt dot. .hidden\
+"""
+BAD_PATHS = """\
+    tinker:// tinker://abc:train:0/weights tinker://../weights/x /etc/passwd
+    tinker://abc:train:0/secrets/x tinker://a/b:train:0/weights/x tinker://abc/weights/x
+    tinker://abc:train:0/weights/../x tinker://abc:train:-1/weights/x file://x/weights/y
+"""
+
+
+@pytest.mark.parametrize("name", [*BAD_NAMES.split(), "", "a b", "a\n", "a\0b", "n" * 10_000])
+def test_names_that_could_leave_the_store_are_refused(name: str):
+    with pytest.raises(RequestError) as error:
+        checked_name(name)
+    assert len(str(error.value)) < 300
+
+
+@pytest.mark.parametrize("path", [*BAD_PATHS.split(), ""])
+def test_paths_that_are_not_ours_are_refused(path: str):
+    with pytest.raises(RequestError):
+        parse_path(path)
+
+
+def test_a_path_reads_back_as_it_was_written():
+    assert str(parse_path(str(PATH))) == "tinker://abc:train:0/weights/one"
+    assert run_id_of("abc", 7) == "abc:train:7"
+    with pytest.raises(RequestError):
+        run_id_of("abc", -1)
+
+
+def test_a_link_in_the_store_is_not_followed(store: Store, tmp_path: Path):
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / storage.RECORD).write_text(json.dumps(record().__dict__))
+    (store.run_dir(RUN) / "weights").mkdir(parents=True)
+    (store.run_dir(RUN) / "weights" / "one").symlink_to(outside)
+    with pytest.raises(NotFoundError, match="link"):
+        store.checkpoint(PATH)
+    assert store.checkpoints(RUN) == []
+
+
+def test_weights_are_read_back_and_damage_is_told(tmp_path: Path):
+    state = {"layer.lora_A.weight": torch.arange(4.0).reshape(2, 2).T}  # not contiguous
+    write_adapter(tmp_path, state, {"r": 2, "target_modules": {"b", "a"}})
+    back = read_tensors(tmp_path / ADAPTER, "it")
+    assert torch.equal(back["layer.lora_A.weight"], state["layer.lora_A.weight"])
+    assert json.loads((tmp_path / "adapter_config.json").read_text())["target_modules"] == [
+        "a",
+        "b",
+    ]
+    file = tmp_path / ADAPTER
+    file.write_bytes(file.read_bytes()[:-3])
+    with pytest.raises(RequestError, match=r"it: adapter_model.safetensors cannot be read"):
+        read_tensors(file, "it")
+    file.write_bytes(b"")
+    with pytest.raises(RequestError, match="cannot be read"):
+        read_tensors(file, "it")
+    file.unlink()
+    with pytest.raises(RequestError, match="cannot be read"):
+        read_tensors(file, "it")
+
+
+def test_a_file_that_the_system_will_not_hold_fails_that_save_alone(tmp_path: Path):
+    """A limit on file size stands in for a full disk: the write fails in the middle."""
+    pytest.importorskip("resource")
+    code = """
+        import resource, sys, torch
+        from course_lib.engine.requests import RequestError
+        from course_lib.engine.tensors import write_adapter
+        sys.path.insert(0, sys.argv[2])
+        from test_storage import PATH, Store, record
+        store, state = Store(sys.argv[1]), {"x": torch.zeros(100_000)}
+        save = lambda: store.save(PATH, record(), lambda to: write_adapter(to, state, {}))
+        old = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, old[1]))
+        try:
+            save()
+        except RequestError as error:
+            print(error)
+        print(store.checkpoints(PATH.run_id))
+        resource.setrlimit(resource.RLIMIT_FSIZE, old)
+        print(save().size_bytes > 400_000)
+    """
+    command = [
+        sys.executable,
+        "-c",
+        textwrap.dedent(code),
+        str(tmp_path),
+        str(Path(__file__).parent),
+    ]
+    done = subprocess.run(command, timeout=60, capture_output=True, text=True, check=True)
+    error, listed, saved = done.stdout.splitlines()
+    assert error.startswith(f"Could not save {PATH}: ") and "too large" in error
+    assert (listed, saved) == ("[]", "True")
+
+
+def test_scratch_of_a_killed_process_is_swept(tmp_path: Path):
+    """kill -9 leaves parked weights; the next start removes them, but no living process's."""
+    code = """
+        import os, signal, sys, torch
+        from pathlib import Path
+        from course_lib.engine.tensors import Scratch
+        Scratch(Path(sys.argv[1])).write("x", {"t": torch.zeros(1)})
+        os.kill(os.getpid(), signal.SIGKILL)
+    """
+    subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code), str(tmp_path)], timeout=60, check=False
+    )
+    assert len(list((tmp_path / "scratch").iterdir())) == 1
+    living = Scratch(tmp_path)
+    living.write("y", {"t": torch.ones(1)})
+    Scratch(tmp_path)
+    assert living.read("y")["t"].item() == 1.0
+    assert len(list((tmp_path / "scratch").iterdir())) == 2

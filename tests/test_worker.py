@@ -1,0 +1,310 @@
+"""The compute thread and its queues: order, fairness, and no way to make it hang or die."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import numpy as np
+import pytest
+from fake_compute import FakeBase, FakeSampler
+
+from course_lib.engine.futures import FutureTable
+from course_lib.engine.limits import Limits
+from course_lib.engine.requests import RequestError, SampleRequest
+from course_lib.engine.wire import Reply
+from course_lib.engine.worker import SampleJob, Worker
+
+LIMITS = Limits(gap_s=0.3, waiting_samples=20, active_sequences=8, sample_slice_s=0.01)
+
+
+class Bench:
+    """A worker with its future table, and a record of what ran."""
+
+    def __init__(self, limits: Limits = LIMITS) -> None:
+        self.futures = FutureTable(limits)
+        self.worker = Worker(self.futures, limits)
+        self.ran: list[str] = []
+
+    def send(self, run: str, seq: int, work: Callable[[], Reply] | None = None) -> str:
+        work = work or partial(self.note, f"{run}{seq}")
+        return self.worker.submit(run, seq, "me", "work", work)
+
+    def note(self, text: str) -> Reply:
+        self.ran.append(text)
+        return Reply(text.encode())
+
+    def result(self, request_id: str, timeout_s: float = 5.0) -> str:
+        pending = self.futures.find(request_id, "me")
+        assert pending is not None
+        return pending.reply.result(timeout_s).body.decode()
+
+    def sample(
+        self, sampler: FakeSampler, learner: str = "a", max_tokens: int = 2, samples: int = 1
+    ) -> SampleJob | None:
+        pending = self.futures.open("me", (learner, 0))
+        request = SampleRequest(
+            np.array([1]),
+            num_samples=samples,
+            max_tokens=max_tokens,
+            cancelled=lambda: pending.cancelled,
+        )
+        job = SampleJob(pending, request, sampler, lambda: 0.0, lambda r: Reply(b"done"), learner)
+        return job if self.worker.submit_sample(job) else None
+
+
+@pytest.fixture
+def bench() -> Iterator[Bench]:
+    bench = Bench()
+    bench.worker.open_line("a", "learner-1")
+    bench.worker.open_line("b", "learner-2")
+    yield bench
+    bench.worker.stop()
+
+
+def test_requests_run_in_the_order_of_their_numbers_not_of_their_arrival(bench: Bench):
+    """The SDK sends the first chunk of a large batch last: seen as 2, 3, 4, 5, 1."""
+    bench.worker.start()
+    ids = [bench.send("a", seq) for seq in (0, 2, 3, 4, 5, 1)]
+    assert [bench.result(i) for i in ids] == ["a0", "a2", "a3", "a4", "a5", "a1"]
+    assert bench.ran == ["a0", "a1", "a2", "a3", "a4", "a5"]
+
+
+def test_a_request_sent_again_runs_once(bench: Bench):
+    bench.worker.start()
+    first = bench.send("a", 0)
+    assert bench.result(first) == "a0"
+    assert bench.send("a", 0) == first
+    assert bench.ran == ["a0"]
+
+
+def test_a_number_that_never_arrives_does_not_hang_the_run(bench: Bench):
+    bench.worker.start()
+    bench.send("a", 0)
+    held = bench.send("a", 2)
+    started = time.monotonic()
+    assert bench.result(held) == "a2"
+    assert 0.25 < time.monotonic() - started < 3
+    late = bench.send("a", 1)
+    assert "sequence id 1 is over" in bench.result(late)
+    assert bench.result(bench.send("a", 3)) == "a3"
+
+
+def test_while_chunks_arrive_the_missing_one_is_waited_for():
+    """Chunk 1 of a slow upload came after the gap's time and was refused."""
+    bench = Bench(Limits(gap_s=0.4))
+    bench.worker.open_line("a", "x")
+    bench.worker.start()
+    bench.send("a", 0)
+    for seq in (2, 3, 4, 5):
+        bench.send("a", seq)
+        time.sleep(0.25)
+    bench.result(bench.send("a", 1))
+    bench.worker.stop()
+    assert bench.ran == ["a0", "a1", "a2", "a3", "a4", "a5"]
+
+
+def test_turns_are_fair_between_learners(bench: Bench):
+    ids = [bench.send("a", seq) for seq in range(4)] + [bench.send("b", seq) for seq in range(4)]
+    bench.worker.start()
+    for request_id in ids:
+        bench.result(request_id)
+    assert bench.ran == ["a0", "b0", "a1", "b1", "a2", "b2", "a3", "b3"]
+
+
+def test_a_learner_with_two_runs_gets_no_more_turns_than_one_with_one(bench: Bench):
+    bench.worker.open_line("c", "learner-1")
+    ids = [bench.send(run, seq) for run in "abc" for seq in range(2)]
+    bench.worker.start()
+    for request_id in ids:
+        bench.result(request_id)
+    assert bench.ran == ["a0", "b0", "c0", "b1", "a1", "c1"]
+
+
+def test_an_exception_is_the_answer_of_its_request_alone(bench: Bench):
+    def wrong() -> Reply:
+        raise RequestError("datum 3 is empty")
+
+    def bug() -> Reply:
+        raise ZeroDivisionError("oops")
+
+    bench.worker.start()
+    ids = [bench.send("a", 0, wrong), bench.send("a", 1, bug), bench.send("a", 2)]
+    answers = [bench.result(request_id) for request_id in ids]
+    assert answers[0] == '{"error": "datum 3 is empty", "category": "user"}'
+    assert "ZeroDivisionError: oops" in answers[1] and '"server"' in answers[1]
+    assert answers[2] == "a2"
+    assert bench.worker.alive
+
+
+def test_an_unknown_run_is_a_failed_future(bench: Bench):
+    bench.worker.start()
+    assert "unknown" in bench.result(bench.send("nowhere", 1))
+
+
+def test_a_closed_run_answers_what_was_waiting(bench: Bench):
+    waiting = bench.send("a", 5)
+    bench.worker.close_line("a", "its session has ended")
+    assert "its session has ended" in bench.result(waiting)
+
+
+def test_more_held_requests_than_allowed_fail_at_once():
+    bench = Bench(Limits(held_requests=2, gap_s=60))
+    bench.worker.open_line("a", "x")
+    ids = [bench.send("a", seq) for seq in (5, 6, 7)]
+    assert "waiting" in bench.result(ids[2])
+    assert not bench.futures.find(ids[0], "me").reply.done()
+
+
+def test_waiting_samples_are_decoded_as_one_batch(bench: Bench):
+    sampler = FakeSampler(FakeBase())
+    jobs = [bench.sample(sampler, learner) for learner in "abcdef"]
+    bench.worker.start()
+    for job in jobs:
+        assert job.pending.reply.result(5).body == b"done"
+    assert sampler.batch_sizes == [6, 6]
+
+
+def test_a_sample_that_comes_later_joins_the_batch(bench: Bench):
+    sampler = FakeSampler(FakeBase(), step_s=0.02)
+    first = bench.sample(sampler, max_tokens=30)
+    bench.worker.start()
+    time.sleep(0.15)
+    second = bench.sample(sampler, max_tokens=2)
+    second.pending.reply.result(5)
+    assert not first.pending.reply.done()
+    assert sampler.batch_sizes[0] == 1 and 2 in sampler.batch_sizes
+
+
+def test_one_learners_many_samples_do_not_hold_up_anothers_one(bench: Bench):
+    sampler = FakeSampler(FakeBase(), step_s=0.005)
+    many = [bench.sample(sampler, "greedy", max_tokens=10) for _ in range(19)]
+    one = bench.sample(sampler, "modest", max_tokens=10)
+    bench.worker.start()
+    one.pending.reply.result(5)
+    assert sum(job.pending.reply.done() for job in many) <= 8
+    for job in many:
+        job.pending.reply.result(5)
+
+
+def test_too_many_waiting_samples_are_sent_away(bench: Bench):
+    sampler = FakeSampler(FakeBase())
+    assert all(bench.sample(sampler) for _ in range(20))
+    assert bench.sample(sampler) is None
+    bench.worker.start()
+
+
+def test_training_and_sampling_take_turns(bench: Bench):
+    """A long decode let every training request wait until it was done."""
+    sampler = FakeSampler(FakeBase(), step_s=0.005)
+    long_sample = bench.sample(sampler, max_tokens=200)
+    bench.worker.start()
+    time.sleep(0.05)
+    for seq in range(5):
+        bench.result(bench.send("a", seq), 1)
+    assert not long_sample.pending.reply.done()
+    long_sample.pending.reply.result(10)
+
+
+def test_training_does_not_starve_sampling(bench: Bench):
+    sampler = FakeSampler(FakeBase())
+    stop = threading.Event()
+
+    def slow() -> Reply:
+        time.sleep(0.01)
+        return Reply(b"")
+
+    def flood() -> None:
+        for seq in range(500):
+            if stop.is_set():
+                return
+            bench.send("a", seq, slow)
+
+    flood()
+    bench.worker.start()
+    job = bench.sample(sampler, max_tokens=3)
+    assert job.pending.reply.result(2).body == b"done"
+    stop.set()
+    bench.worker.close_line("a", "over")
+
+
+def test_a_broken_decoder_fails_its_calls_and_serves_the_next(bench: Bench):
+    sampler = FakeSampler(FakeBase())
+    sampler.broken = True
+    job = bench.sample(sampler)
+    bench.worker.start()
+    assert b"the decoder broke" in job.pending.reply.result(5).body
+    assert bench.sample(sampler).pending.reply.result(5).body == b"done"
+
+
+def test_a_cancelled_sample_stops_early(bench: Bench):
+    sampler = FakeSampler(FakeBase(), step_s=0.01)
+    job = bench.sample(sampler, max_tokens=10_000)
+    bench.worker.start()
+    time.sleep(0.05)
+    job.pending.cancelled = True
+    assert b"cancelled" in job.pending.reply.result(5).body
+    assert len(sampler.batch_sizes) < 100
+
+
+def test_stopping_answers_everything_that_waits(bench: Bench):
+    waiting = bench.send("a", 3)
+    sample = bench.sample(FakeSampler(FakeBase()))
+    bench.worker.start()
+    bench.worker.stop()
+    assert "stopped" in bench.result(waiting) or bench.ran
+    assert sample.pending.reply.done()
+
+
+def test_a_fetched_result_stays_for_a_while_and_then_goes():
+    clock = [0.0]
+    table = FutureTable(Limits(keep_delivered_s=60), clock=lambda: clock[0])
+    pending = table.open("me")
+    table.settle(pending, Reply(b"x"))
+    table.delivered(pending)
+    clock[0] = 59
+    assert table.find(pending.request_id, "me") is pending
+    clock[0] = 61
+    table.settle(table.open("me"), Reply(b"y"))
+    assert table.find(pending.request_id, "me") is None
+
+
+def test_results_are_bounded_in_bytes_the_oldest_go_first():
+    table = FutureTable(Limits(keep_results_bytes=100))
+    pendings = [table.open("me") for _ in range(5)]
+    waiting = table.open("me")
+    for pending in pendings:
+        table.settle(pending, Reply(bytes(40)))
+    kept = [table.find(pending.request_id, "me") is not None for pending in pendings]
+    assert kept == [False, False, False, True, True]
+    assert table.find(waiting.request_id, "me") is waiting
+
+
+def test_a_result_is_found_by_its_owner_only():
+    table = FutureTable(Limits())
+    pending = table.open("alice")
+    assert table.find(pending.request_id, "bob") is None
+    table.settle(pending, Reply(b"x"))
+    table.forget([pending.request_id], "bob")
+    assert table.find(pending.request_id, "alice") is pending
+    table.forget([pending.request_id], "alice")
+    assert table.find(pending.request_id, "alice") is None
+
+
+def test_finished_samples_are_reported_in_bulk_after_a_cursor():
+    table = FutureTable(Limits())
+    pendings = [table.open("me", ("s", 0)) for _ in range(3)]
+    waiter = table.waiter(("s", 0))
+    for pending in pendings[:2]:
+        table.settle(pending, Reply(b"xy"))
+    assert waiter.done()
+    reports = table.completions(("s", 0), 0)
+    assert [(cursor, failed, size) for cursor, _, failed, size in reports] == [
+        (1, False, 2),
+        (2, False, 2),
+    ]
+    assert [report[1] for report in reports] == [p.request_id for p in pendings[:2]]
+    assert table.completions(("s", 0), 2) == []
+    assert table.completions(("s", 1), 0) == []

@@ -35,6 +35,11 @@ class Speaker:
     seed: int | None = None  # None: another answer each time
     messages: list[Message] = field(default_factory=list)
 
+    @property
+    def short_name(self) -> str:
+        """The checkpoint's own name, without the run it belongs to."""
+        return self.name.rpartition("/")[2]
+
     def say(self, text: str) -> str:
         """Answer the next user message and remember both."""
         import tinker

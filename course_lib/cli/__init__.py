@@ -12,7 +12,7 @@ import sys
 import typer
 from typer.exceptions import Abort, TyperException
 
-from course_lib.cli import run, serve
+from course_lib.cli import look, run, serving
 from course_lib.errors import CourseError
 
 app = typer.Typer(
@@ -23,10 +23,10 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
-for command in (*run.COMMANDS, *serve.COMMANDS):
-    app.command(command.__name__.strip("_").replace("_", "-"))(command)
+for name, command in {**look.COMMANDS, **run.COMMANDS, **serving.COMMANDS}.items():
+    app.command(name)(command)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -5,8 +5,9 @@ They are on stderr, so that stdout stays for results.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from types import TracebackType
+from typing import Any
 
 from rich.console import Console
 from rich.progress import (
@@ -19,7 +20,6 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-OnStep = Callable[[int, int, dict[str, float]], None]
 # What a learner watches in each phase: the metric's name in metrics.jsonl, and what to call it.
 WATCHED = {"sft": ("loss", "train/nll"), "rl": ("reward", "reward/total")}
 TITLES = {"sft": "SFT", "rl": "GRPO", "eval": "evaluate"}
@@ -58,26 +58,24 @@ class Bars:
     ) -> None:
         self.progress.stop()
 
-    def on_step(self, phase: str) -> OnStep:
-        """The hook to hand to `train_sft`, `train_grpo`: called with step, total, metrics."""
-
-        def show(step: int, total: int, metrics: dict[str, float]) -> None:
-            watched = watched_text(phase, metrics)
-            if phase not in self.tasks:
-                title = TITLES.get(phase, phase)
-                self.tasks[phase] = self.progress.add_task(title, total=total, watched="")
-            self.progress.update(self.tasks[phase], completed=step, total=total, watched=watched)
-            if not self.console.is_terminal and step % max(1, total // 10) == 0:
-                self.console.print(f"{TITLES.get(phase, phase)} {step}/{total} {watched}".rstrip())
-
-        return show
+    def on_step(self, step: int, total: int, metrics: dict[str, Any]) -> None:
+        """The hook to hand to `run_all`, `train_sft`, `train_grpo`; the metrics name the phase."""
+        phase = metrics["phase"]
+        title, watched = TITLES.get(phase, phase), watched_text(metrics)
+        if not self.console.is_terminal:
+            if step % max(1, total // 10) == 0:
+                self.console.print(f"{title} {step}/{total} {watched}".rstrip())
+            return
+        if phase not in self.tasks:
+            self.tasks[phase] = self.progress.add_task(title, total=total, watched="")
+        self.progress.update(self.tasks[phase], completed=step, total=total, watched=watched)
 
 
-def watched_text(phase: str, metrics: dict[str, float]) -> str:
-    """The one number of this phase, or nothing while there is none.
+def watched_text(metrics: Mapping[str, Any]) -> str:
+    """The number to watch in this phase, or the stage that is being judged.
 
-    >>> watched_text("rl", {"reward/total": 0.8125})
+    >>> watched_text({"phase": "rl", "reward/total": 0.8125})
     'reward 0.812'
     """
-    name, metric = WATCHED.get(phase, ("", ""))
-    return f"{name} {metrics[metric]:.3f}" if metric in metrics else ""
+    name, metric = WATCHED.get(metrics["phase"], ("", ""))
+    return f"{name} {metrics[metric]:.3f}" if metric else metrics.get("stage", "")

@@ -5,10 +5,13 @@ Pure functions of the rows of `metrics.jsonl` and of `report.json`.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from course_lib.errors import CourseError
+from course_lib.metrics import read_metrics
 from course_lib.plots.style import (
     BLUE,
     GREEN,
@@ -24,6 +27,7 @@ from course_lib.plots.style import (
     moving_average,
     new_figure,
     percent_axis,
+    save_figure,
     step_axis,
 )
 
@@ -94,6 +98,25 @@ def accuracy_figure(report: Mapping[str, Any]) -> Figure:
         percent_axis(left)
         left.set_ylim(0, 1.12)  # room for the number above a full bar
     return figure
+
+
+def save_run_figures(out: Path) -> dict[str, Path]:
+    """PNGs beside a run's metrics.jsonl, for the phases that it holds; name -> path."""
+    rows = read_metrics(out / "metrics.jsonl")
+    phases = {row.get("phase") for row in rows}
+    figures = {}
+    if "sft" in phases:
+        figures["sft_loss"] = (sft_loss_figure(rows), "Loss of SFT, by step.")
+    if "rl" in phases:
+        figures["reward"] = (reward_figure(rows), "Mean reward of GRPO, by step.")
+    if (out / "report.json").exists():
+        report = json.loads((out / "report.json").read_text(encoding="utf-8"))
+        if report["base"]["accuracy"] is not None:
+            figures["accuracy"] = (accuracy_figure(report), describe_accuracy(report))
+    return {
+        name: save_figure(figure, out / f"{name}.png", description)
+        for name, (figure, description) in figures.items()
+    }
 
 
 def series(

@@ -1,0 +1,77 @@
+"""Commands that look and change nothing: validate, doctor."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from course_lib.cli.options import Backend, Model, Store
+from course_lib.config import PROJECT
+from course_lib.errors import CourseError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+def validate(
+    file: Annotated[str, typer.Argument(metavar="FILE|NAME", help="JSONL, or a dataset.")],
+    against: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="Held-out file: report prompts that stand in both."),
+    ] = None,
+    model: Model = None,
+    max_length: Annotated[int, typer.Option(help="Tokens a conversation may have.")] = 1024,
+) -> None:
+    """Name every fault of a file of conversations, at its line; exit code 1 if there are errors.
+
+    \b
+    posttrain validate data/conversations.jsonl --against data/heldout.jsonl
+    posttrain validate data/broken.jsonl
+    """
+    from course_lib.config import find_file
+    from course_lib.validation import validate_file
+
+    report = validate_file(
+        find_file(file),
+        tokenizer_of(model),
+        max_length,
+        None if against is None else find_file(against),
+    )
+    print(report)
+    raise typer.Exit(0 if report.ok else 1)
+
+
+def doctor(
+    backend: Backend = None,
+    model: Model = None,
+    store: Store = None,
+) -> None:
+    """What is installed, where calls would go and why, how fast this machine is.
+
+    \b
+    posttrain doctor
+    """
+    from course_lib import doctor
+
+    for line in doctor.examine(backend, model, store):
+        print(line, flush=True)
+
+
+def tokenizer_of(model: str | None) -> PreTrainedTokenizerBase:
+    """The tokenizer of a folder or hub name; None: the shipped model's."""
+    from transformers import AutoTokenizer
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()  # a row over the model's context is our report's to tell
+    place = model or str(PROJECT / "data" / "base-model")
+    try:
+        return AutoTokenizer.from_pretrained(place)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        finding = f"no tokenizer can be loaded ({str(error).strip().splitlines()[0]})"
+        raise CourseError(
+            place, finding, "give a folder with tokenizer.json, or a hub name"
+        ) from error
+
+
+COMMANDS = {"validate": validate, "doctor": doctor}

@@ -1,0 +1,94 @@
+"""A finished run in a terminal: the before-and-after table, and what to type next."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from course_lib.checkpoints import Checkpoint
+    from course_lib.config import RunConfig
+
+STAGE_TITLES = {"base": "base", "sft": "SFT", "rl": "GRPO"}
+
+
+def report_table(report: Mapping[str, Any]) -> Table:
+    """One row per stage; a dash where there is nothing to check the answers against."""
+    title = f"preset {report['preset']}, seed {report['seed']}, {report['seconds']:.0f} s"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    table.add_column("")
+    for name in ("accuracy", "95 % interval", "greedy", "reward", "worked", "loss", "seconds"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for stage, title in STAGE_TITLES.items():
+        if numbers := report.get(stage):
+            table.add_row(title, *_cells(numbers))
+    return table
+
+
+def _cells(numbers: Mapping[str, Any]) -> list[str]:
+    low, high = numbers.get("interval") or (None, None)
+    nll = numbers.get("heldout_nll")
+    return [
+        percent(numbers["accuracy"]),
+        "-" if low is None else f"{100 * low:.0f}-{100 * high:.0f} %",
+        percent((numbers.get("greedy") or {}).get("accuracy")),
+        f"{numbers['mean_reward']:.2f}",
+        percent(numbers["worked_share"]),
+        "-" if nll is None else f"{nll:.2f}",
+        f"{numbers['seconds']:.0f}",
+    ]
+
+
+def percent(share: float | None) -> str:
+    """A share as a whole percentage, a dash for none.
+
+    >>> percent(0.954), percent(None)
+    ('95 %', '-')
+    """
+    return "-" if share is None else f"{share:.0%}".replace("%", " %")
+
+
+def print_report(config: RunConfig, out: Path, report: Mapping[str, Any]) -> None:
+    """The end of `posttrain all`: the table, what was made, what to type next."""
+    from course_lib.plots.run import save_run_figures
+
+    console = Console()
+    console.print(report_table(report))
+    if report["note"]:
+        print(report["note"])
+    made = report["checkpoints"]
+    print_paths({"folder": out, **save_run_figures(out), **made})
+    sampler_path = made["rl_sampler" if "rl" in made else "sft_sampler"]
+    print_next(config, ["chat", "--base", sampler_path])
+
+
+def print_result(config: RunConfig, out: Path, checkpoint: Checkpoint) -> None:
+    """The end of `posttrain sft` and `posttrain rl`."""
+    from course_lib.plots.run import save_run_figures
+
+    print_paths({"folder": out, "checkpoint": checkpoint.state_path, **save_run_figures(out)})
+    talk = ["chat", "--base", checkpoint.sampler_path]
+    go_on = ["rl", "--sft-checkpoint", checkpoint.state_path]
+    print_next(config, *([talk, go_on] if checkpoint.phase == "sft" else [talk]))
+
+
+def print_paths(paths: Mapping[str, str | Path]) -> None:
+    """Name and path, a line each, never broken, so that they can be copied."""
+    width = max(map(len, paths))
+    for name, path in paths.items():
+        print(f"{name:<{width}}  {path}")
+
+
+def print_next(config: RunConfig, *commands: list[str]) -> None:
+    """What one can do now: whole commands, with the options that lead to the same place."""
+    place = {"model": config.model_name, "store": config.store, "backend": config.backend}
+    options = [f"--{name}={value}" for name, value in place.items() if value not in (None, "auto")]
+    print("\nNext:")
+    for command in commands:
+        print(f"  {shlex.join(['posttrain', *command, *options])}")

@@ -1,0 +1,60 @@
+"""What will a run take? Tokens before a hosted run is agreed to; an upper bound, not a bill.
+
+Lengths are estimated from characters, because a hosted model's tokenizer may not be at hand.
+Prices change: compare with the price list in the Tinker console.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import ceil
+
+from course_lib.config import RunConfig
+from course_lib.run_data import RunData
+from course_lib.sft import plan_batches
+
+CHARACTERS_PER_TOKEN = 3  # English has about 4; digits and other languages fewer
+TEMPLATE_TOKENS = 6  # of a chat template, per message
+STAGES = 3  # base, SFT and RL are each judged
+DECODINGS = 2  # at temperature 1 and greedily
+
+
+@dataclass(frozen=True)
+class TokenEstimate:
+    """Tokens of a whole run: trained on, sampled (at most), and read as prompts."""
+
+    sft: int
+    rl: int
+    sampled: int
+    prompts: int
+
+    def __str__(self) -> str:
+        return (
+            f"about {self.sft + self.rl:,} tokens trained on (SFT {self.sft:,}, RL {self.rl:,}), "
+            f"up to {self.sampled:,} sampled, {self.prompts:,} read as prompts"
+        )
+
+
+def estimate_tokens(config: RunConfig, data: RunData) -> TokenEstimate:
+    """Tokens that SFT, RL and the three evaluations of `posttrain all` take."""
+    lengths = [_tokens([message.content for message in each.messages]) for each in data.train]
+    kept = [min(length, config.sft.max_length) for length in lengths]
+    batches = plan_batches(len(kept), config.sft, config.seed)
+    rl = config.rl
+    problems = data.environment.sample(8, config.seed)
+    asked = [_tokens([message.content for message in each.messages]) for each in problems]
+    prompt = ceil(sum(asked) / len(asked))
+    groups = rl.steps * rl.prompts_per_step
+    judged = STAGES * DECODINGS * config.eval_problems
+    if rl.eval_every:
+        judged += rl.steps // rl.eval_every * rl.eval_problems
+    return TokenEstimate(
+        sft=sum(kept[index] for batch in batches for index in batch),
+        rl=groups * rl.group_size * (prompt + rl.max_tokens) * rl.substeps,
+        sampled=(groups * rl.group_size + judged) * rl.max_tokens,
+        prompts=(groups + judged) * prompt,
+    )
+
+
+def _tokens(texts: list[str]) -> int:
+    return sum(ceil(len(text) / CHARACTERS_PER_TOKEN) + TEMPLATE_TOKENS for text in texts)

@@ -44,6 +44,7 @@ def run_all(
     on_step: StepHook | None = None,
     *,
     resume: bool = False,
+    data: RunData | None = None,
 ) -> dict[str, Any]:
     """Base -> SFT -> GRPO, each evaluated on held-out problems; the report, also in `out`.
 
@@ -51,9 +52,9 @@ def run_all(
     yet.
     """
     began = time.monotonic()
+    data = data or load_run_data(config)  # first: bad data leaves no folder behind
     start_run(config, out, resume=resume)
     before = seconds_so_far(out)
-    data = load_run_data(config)
     judge = StageJudge(service, config, out, data, on_step)
     base = _fresh_client(service, config)
     stages = {"base": judge.stage("base", base)}

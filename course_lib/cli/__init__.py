@@ -19,7 +19,6 @@ app = typer.Typer(
     name="posttrain",
     help="Post-train a language model: validate conversations, SFT, GRPO, evaluate, talk to it.",
     epilog="Start with: posttrain all --config tiny",
-    no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
@@ -32,7 +31,8 @@ for name, command in {**look.COMMANDS, **run.COMMANDS, **serving.COMMANDS}.items
 def main(arguments: list[str] | None = None) -> int:
     """Run one command and return its exit code."""
     try:
-        return app(arguments, prog_name="posttrain", standalone_mode=False) or 0
+        given = sys.argv[1:] if arguments is None else arguments
+        return app(given or ["--help"], prog_name="posttrain", standalone_mode=False) or 0
     except TyperException as error:
         context = getattr(error, "ctx", None)
         where = context.command_path if context else "posttrain"

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -10,8 +15,10 @@ import typer
 from course_lib.cli.options import RunOptions, with_run_options
 
 if TYPE_CHECKING:
+    from course_lib.checkpoints import StepHook
     from course_lib.client import CourseService
     from course_lib.config import RunConfig
+    from course_lib.run_data import RunData
 
 
 @with_run_options
@@ -22,19 +29,13 @@ def sft(options: RunOptions) -> None:
     posttrain sft --config tiny
     posttrain sft --config quick --data my.jsonl --set sft.learning_rate=1e-3
     """
-    from course_lib.cli.bars import Bars
     from course_lib.cli.tables import print_result
-    from course_lib.pipeline import new_folder, run_sft, start_run
-    from course_lib.run_data import load_run_data
+    from course_lib.pipeline import run_sft, start_run
 
-    config = options.run_config()
-    data = load_run_data(config)
-    service = open_service(config, options.yes)
-    out = options.resume or new_folder(config)
-    start_run(config, out, resume=options.resume is not None)
-    with Bars() as bars:
-        result = run_sft(service, config, out, bars.on_step, data=data)
-    print_result(config, out, result.checkpoints[-1])
+    with opened_run("sft", options) as run:
+        start_run(run.config, run.out, resume=run.resumed)
+        result = run_sft(run.service, run.config, run.out, run.on_step, data=run.data)
+    print_result(run.config, run.out, result.checkpoints[-1])
 
 
 @with_run_options
@@ -50,19 +51,15 @@ def rl(
     \b
     posttrain rl --sft-checkpoint tinker://RUN/weights/NAME --config quick
     """
-    from course_lib.cli.bars import Bars
     from course_lib.cli.tables import print_result
-    from course_lib.pipeline import new_folder, run_rl, start_run
-    from course_lib.run_data import load_run_data
+    from course_lib.pipeline import run_rl, start_run
 
-    config = options.run_config()
-    data = load_run_data(config)
-    service = open_service(config, options.yes)
-    out = options.resume or new_folder(config)
-    start_run(config, out, resume=options.resume is not None)
-    with Bars() as bars:
-        result = run_rl(service, config, out, sft_checkpoint, bars.on_step, data=data)
-    print_result(config, out, result.checkpoints[-1])
+    with opened_run("rl", options) as run:
+        start_run(run.config, run.out, resume=run.resumed)
+        result = run_rl(
+            run.service, run.config, run.out, sft_checkpoint, run.on_step, data=run.data
+        )
+    print_result(run.config, run.out, result.checkpoints[-1])
 
 
 @with_run_options
@@ -74,37 +71,70 @@ def all_(options: RunOptions) -> None:
     posttrain all --config quick --seed 3 --set rl.loss_fn=ppo
     posttrain all --resume runs/20260101-120000-quick
     """
-    from course_lib.cli.bars import Bars
     from course_lib.cli.tables import print_report
-    from course_lib.pipeline import new_folder, run_all
+    from course_lib.pipeline import run_all
+
+    with opened_run("all", options) as run:
+        report = run_all(
+            run.service, run.config, run.out, run.on_step, resume=run.resumed, data=run.data
+        )
+    print_report(run.config, run.out, report)
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a training command works with."""
+
+    config: RunConfig
+    data: RunData
+    service: CourseService
+    out: Path
+    resumed: bool
+    on_step: StepHook
+
+
+@contextmanager
+def opened_run(command: str, options: RunOptions) -> Iterator[Run]:
+    """Settings, data, connection and progress bars, in the order in which they can be wrong.
+
+    A run that fails before its first step leaves no folder; one that is stopped says how to go on.
+    """
+    from course_lib.cli.bars import Bars
+    from course_lib.pipeline import new_folder
+    from course_lib.run_data import load_run_data
 
     config = options.run_config()
-    service = open_service(config, options.yes)
+    data = load_run_data(config)
+    service = open_service(config, data, options.yes)
     out = options.resume or new_folder(config)
-    with Bars() as bars:
-        report = run_all(service, config, out, bars.on_step, resume=options.resume is not None)
-    print_report(config, out, report)
+    existed = out.exists()
+    try:
+        with Bars() as bars:
+            yield Run(config, data, service, out, options.resume is not None, bars.on_step)
+    except KeyboardInterrupt:
+        print(f"stopped; go on with: posttrain {command} --resume {out}", file=sys.stderr)
+        raise typer.Exit(130) from None
+    except Exception:
+        if not existed and [file.name for file in out.glob("*")] == ["config.json"]:
+            shutil.rmtree(out)
+        raise
 
 
-def open_service(config: RunConfig, yes: bool) -> CourseService:
+def open_service(config: RunConfig, data: RunData, yes: bool) -> CourseService:
     """Connect as the configuration says; before a hosted run, the estimate and the question."""
     from course_lib.client import choose, connect
     from course_lib.estimate import estimate_tokens
-    from course_lib.run_data import load_run_data
 
     estimate = None
     if choose(config.backend).backend == "hosted":
-        estimate = str(estimate_tokens(config, load_run_data(config)))
-        if not yes and sys.stdin.isatty():
-            yes = typer.confirm(f"This run is hosted and costs money: {estimate}. Go on?", err=True)
-        elif yes:
-            print(f"Estimate: {estimate}")
+        estimate = str(estimate_tokens(config, data))
+        print(f"A hosted run costs money. Estimate: {estimate}.")
+        yes = yes or (sys.stdin.isatty() and typer.confirm("Go on?"))
     return connect(
         config.backend,
         model=None if config.model_name == "auto" else config.model_name,
         store=config.store,
         confirm=yes,
-        estimate=estimate,
     )
 
 

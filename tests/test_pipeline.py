@@ -116,25 +116,40 @@ run_all(service, load_config("tiny", overrides), Path(out), kill)
 """
 
 
+RESUMABLE = [
+    *SMALL,
+    "rl.deterministic=true",
+    "rl.kl_penalty=0.01",
+    "rl.prompts_per_step=2",
+    "rl.group_size=3",
+    "eval_problems=2",
+]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(service, heldout, tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "whole"
+    run_all(service, load_config("tiny", [*RESUMABLE, f"sft.eval_path={heldout}"]), out)
+    return read_metrics(out / "metrics.jsonl")
+
+
 @pytest.mark.parametrize(("phase", "step"), [("sft", 5), ("rl", 3)])
 def test_a_run_killed_with_kill_9_goes_on_to_the_same_metrics(
-    service, base, heldout, tmp_path, phase, step
+    service, base, heldout, uninterrupted, tmp_path, phase, step
 ):
-    overrides = [*SMALL, f"sft.eval_path={heldout}", "rl.deterministic=true", "rl.kl_penalty=0.01"]
-    config = load_config("tiny", overrides)
-    store = str(service.engine.rooms.store.root)
-    out, whole = tmp_path / "killed", tmp_path / "whole"
+    store, out = str(service.engine.rooms.store.root), tmp_path / "killed"
     command = [sys.executable, "-c", KILLED_RUN, str(base), store, str(out), phase, str(step)]
-    killed = subprocess.run([*command, *overrides], timeout=100, env=dict(os.environ))
+    killed = subprocess.run(
+        [*command, *RESUMABLE, f"sft.eval_path={heldout}"], timeout=100, env=dict(os.environ)
+    )
     assert killed.returncode == -signal.SIGKILL
     assert not (out / "report.json").exists()
     run_all(service, saved_config(out), out, resume=True)
-    run_all(service, config, whole)
-    rows, expected = (read_metrics(folder / "metrics.jsonl") for folder in (out, whole))
+    rows = read_metrics(out / "metrics.jsonl")
     assert [(row["phase"], row["step"]) for row in rows] == [
-        (row["phase"], row["step"]) for row in expected
+        (row["phase"], row["step"]) for row in uninterrupted
     ]
-    for row, other in zip(rows, expected, strict=True):
+    for row, other in zip(rows, uninterrupted, strict=True):
         for name, value in other.items():
             if not name.startswith("time/"):
                 assert row[name] == pytest.approx(value, abs=1e-5), (name, row["step"])

@@ -98,9 +98,10 @@ class FutureTable:
     def delivered(self, pending: Pending) -> None:
         """Note that the result went out; it may go when its time is up or room is needed."""
         with self._lock:
-            pending.delivered_at = self._clock()
-            self._delivered[pending.request_id] = pending
-            self._delivered.move_to_end(pending.request_id)
+            if pending.request_id in self._table:
+                pending.delivered_at = self._clock()
+                self._delivered[pending.request_id] = pending
+                self._delivered.move_to_end(pending.request_id)
         self._make_room()
 
     def forget(self, request_ids: list[str], owner: str) -> None:

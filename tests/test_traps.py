@@ -1,0 +1,248 @@
+"""The protocol's traps: what made a naive Tinker server hang, poll without end, or train twice."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import tinker
+from engine_desk import PROMPT, WAIT_S, Desk, datum, sampled
+from fake_compute import SLOW
+from test_wire import datum as wire_datum
+from test_wire import sent
+from tinker import types
+from tinker.proto import tinker_public_pb2 as pb
+
+from course_lib.engine.limits import Limits
+
+
+@pytest.fixture
+def plain(tmp_path: Path) -> Iterator[Desk]:
+    """An engine of the test's own, quick to give up and to answer."""
+    desk = Desk(tmp_path / "store", {}, Limits(hold_s=0.3, gap_s=0.4))
+    yield desk
+    desk.close()
+
+
+def test_a_long_operation_is_polled_twice_at_most(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    """A server that answers "not yet" at once is asked 650 times a second."""
+    desk = Desk(tmp_path, {}, Limits(hold_s=1.0))
+    polls: list[str] = []
+    find = desk.engine.rooms.futures.find
+
+    def counting(request_id: str, owner: str) -> object:
+        polls.append(request_id)
+        return find(request_id, owner)
+
+    client = desk.trainer()
+    desk.compute.slow_s = 1.25  # of a hold of 1 s: as 50 s are of 40
+    desk.engine.rooms.futures.find = counting
+    client.forward_backward([datum(SLOW)], "cross_entropy").result(WAIT_S)
+    assert len(polls) == 2
+    assert not caplog.records
+    desk.close()
+
+
+def test_the_default_hold_suits_the_sdks_timeout():
+    """The SDK gives a poll 45 s; a 50 s operation then takes two polls of 40 s."""
+    assert 50 / 2 < Limits().hold_s < 45
+
+
+def raw_train(run_id: str, seq_id: int, first: int = 5) -> bytes:
+    message = pb.ForwardBackwardRequest.FromString(
+        sent(wire_datum([first, 10], target_tokens=[5, 10], weights=[1.0, 1.0]))
+    )
+    message.model_id, message.seq_id = run_id, seq_id
+    return message.SerializeToString()
+
+
+def test_a_request_sent_again_does_not_double_the_gradient(plain: Desk):
+    client = plain.trainer()
+    body = raw_train(client.model_id, 1)
+    ids = [plain.post("forward_backward", content=body).json()["request_id"] for _ in range(3)]
+    assert len(set(ids)) == 1
+    step = {"model_id": client.model_id, "seq_id": 2, "adam_params": {}}
+    request_id = plain.post("optim_step", json=step).json()["request_id"]
+    result = plain.post("retrieve_future", json={"request_id": request_id}).json()
+    assert result["metrics"]["grad_norm:mean"] == 1.0
+
+
+def test_chunks_that_arrive_as_2_3_1_are_computed_as_1_2_3(plain: Desk):
+    client = plain.trainer()
+    for seq_id in (2, 3, 1):
+        plain.post("forward_backward", content=raw_train(client.model_id, seq_id, 20 + seq_id))
+    deadline = time.monotonic() + 5
+    while len(plain.compute.calls) < 3 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert plain.compute.calls == [f"forward_backward {20 + seq_id}" for seq_id in (1, 2, 3)]
+
+
+def test_a_request_that_cannot_be_read_keeps_its_place_in_the_line(plain: Desk):
+    """A 4xx leaves a hole in the numbers, and the next request waits for it."""
+    client = plain.trainer()
+    bad = {"model_id": client.model_id, "seq_id": 1, "adam_params": {}, "unknown": 1}
+    answer = plain.post("optim_step", json=bad)
+    assert answer.status_code == 200
+    result = plain.post("retrieve_future", json=answer.json()).json()
+    assert "unknown: Extra inputs" in result["error"]
+    good = {"model_id": client.model_id, "seq_id": 2, "adam_params": {}}
+    started = time.monotonic()
+    answer = plain.post("optim_step", json=good).json()
+    assert plain.post("retrieve_future", json=answer).json()["metrics"]
+    assert time.monotonic() - started < 0.3
+
+
+def test_a_burnt_number_only_delays(plain: Desk):
+    client = plain.trainer()
+    client._get_request_id()  # as when the SDK fails before it sends
+    client._turn_counter += 1
+    assert client.optim_step(types.AdamParams()).result(WAIT_S).metrics
+
+
+def test_a_full_queue_answers_429_and_every_sample_arrives(tmp_path: Path):
+    desk = Desk(tmp_path, {}, Limits(waiting_samples=4, active_sequences=2))
+    client = desk.service.create_sampling_client(base_model="course/base").result(WAIT_S)
+    sampled(client)
+    desk.compute.samplers[0].step_s = 0.02
+    statuses: list[int] = []
+    submit = desk.engine.rooms.worker.submit_sample
+
+    def counting(job: object) -> bool:
+        accepted = submit(job)
+        statuses.append(200 if accepted else 429)
+        return accepted
+
+    desk.engine.rooms.worker.submit_sample = counting
+    params = types.SamplingParams(max_tokens=5)
+    futures = [client.sample(PROMPT, 1, params) for _ in range(12)]
+    assert all(f.result(60).sequences for f in futures)
+    assert 429 in statuses
+    desk.close()
+
+
+def test_a_given_up_sample_is_cancelled_in_the_engine(plain: Desk):
+    client = plain.service.create_sampling_client(base_model="course/base").result(WAIT_S)
+    sampled(client)
+    sampler = plain.compute.samplers[0]
+    sampler.step_s = 0.02
+    future = client.sample(PROMPT, 1, types.SamplingParams(max_tokens=120))
+    time.sleep(0.3)
+    future.future().cancel()
+    deadline = time.monotonic() + 3
+    while sampler.active and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert not sampler.active
+    assert len(sampler.batch_sizes) < 100
+
+
+def test_an_unknown_future_is_gone_so_that_a_sample_is_sent_again(plain: Desk):
+    answer = plain.post("retrieve_future", json={"request_id": "nothing"})
+    assert answer.status_code == 410
+
+
+def test_telemetry_is_answered(plain: Desk):
+    """A 500 here costs the client 30 s with every error it raises."""
+    event = {"events": [], "platform": "x", "sdk_version": "x", "session_id": "x"}
+    assert plain.post("telemetry", json=event).json() == {"status": "accepted"}
+    assert plain.post("telemetry", content=b"garbage").status_code == 200
+
+
+def test_a_finished_session_frees_its_adapters_and_stops_heartbeats(plain: Desk):
+    service = plain.connect()
+    client = service.create_lora_training_client(base_model="course/base").result(WAIT_S)
+    sampler = client.save_weights_and_get_sampling_client().result(WAIT_S)
+    session = {"session_id": service.holder.get_session_id()}
+    service.close("success").result(WAIT_S)
+    assert plain.post("session_heartbeat", json=session).status_code == 410
+    deadline = time.monotonic() + 3
+    while plain.engine.rooms.runs.get(client.model_id) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert plain.engine.rooms.runs.get(client.model_id) is None
+    adapters = plain.engine.rooms.models["course/base"].base.adapters
+    assert all(adapter.deleted for adapter in adapters)
+    assert plain.engine.rooms.shelf.memory_bytes() == 0
+    assert sampler is not None
+
+
+def test_a_silent_session_ends(plain: Desk):
+    silent = plain.connect()
+    silent.create_lora_training_client(base_model="course/base").result(WAIT_S)
+    session_id = silent.holder.get_session_id()
+    plain.engine.rooms.sessions._heard[session_id] -= 10_000
+    mine = {"session_id": plain.service.holder.get_session_id()}
+    assert plain.post("session_heartbeat", json=mine).status_code == 200
+    assert plain.post("session_heartbeat", json={"session_id": session_id}).status_code == 410
+
+
+def test_adapters_beyond_the_memory_limit_are_parked_and_come_back(tmp_path: Path):
+    desk = Desk(tmp_path, {}, Limits(adapter_bytes=2500))  # a fake adapter counts 1,000
+    clients = [desk.trainer() for _ in range(6)]
+    for round_number in (1, 2):
+        for index, client in enumerate(clients):
+            client.forward_backward([datum()] * (index + 1), "cross_entropy")
+            metrics = client.optim_step(types.AdamParams()).result(WAIT_S).metrics
+            assert metrics["grad_norm:mean"] == round_number * (index + 1)
+            assert metrics["steps:max"] == round_number
+            assert desk.engine.rooms.runs.live_bytes() <= 2500
+    desk.close()
+
+
+def test_gradients_survive_while_others_are_parked(tmp_path: Path):
+    """An adapter between forward_backward and optim_step was parked and lost its gradient."""
+    desk = Desk(tmp_path, {}, Limits(adapter_bytes=1500))
+    clients = [desk.trainer() for _ in range(3)]
+    for client in clients:
+        client.forward_backward([datum()], "cross_entropy").result(WAIT_S)
+    for client in clients:
+        assert client.optim_step(types.AdamParams()).result(WAIT_S).metrics["grad_norm:mean"] == 1.0
+    desk.close()
+
+
+def test_snapshots_beyond_the_memory_limit_are_parked_and_come_back(tmp_path: Path):
+    desk = Desk(tmp_path, {}, Limits(shelf_bytes=8))  # a fake adapter's tensor has 4 bytes
+    client = desk.trainer()
+    samplers = []
+    for _ in range(5):
+        samplers.append(client.save_weights_and_get_sampling_client().result(WAIT_S))
+        client.forward_backward([datum()], "cross_entropy")
+        client.optim_step(types.AdamParams()).result(WAIT_S)
+        assert desk.engine.rooms.shelf.memory_bytes() <= 8
+    logprobs = [sampled(sampler).sequences[0].logprobs[0] for sampler in samplers]
+    assert logprobs == [-1.0, 0.0, 1.0, 2.0, 3.0]
+    desk.close()
+
+
+def test_ten_clients_at_once_see_their_own_weights_only(plain: Desk):
+    def learn(count: int) -> tuple[int, float, list[float]]:
+        service = plain.connect()
+        client = service.create_lora_training_client(base_model="course/base").result(WAIT_S)
+        for _ in range(3):
+            client.forward_backward([datum()] * count, "cross_entropy")
+            metrics = client.optim_step(types.AdamParams()).result(WAIT_S).metrics
+        sampler = client.save_weights_and_get_sampling_client().result(WAIT_S)
+        logprobs = sampled(sampler).sequences[0].logprobs
+        service.close("success").result(WAIT_S)
+        return count, metrics["grad_norm:mean"], logprobs
+
+    with ThreadPoolExecutor(10) as pool:
+        for count, norm, logprobs in pool.map(learn, range(1, 11)):
+            assert (norm, logprobs) == (3.0 * count, [3.0 * count - 1] * 2)
+
+
+def test_stopping_the_engine_fails_what_is_pending(tmp_path: Path):
+    desk = Desk(tmp_path, {})
+    client = desk.trainer()
+    desk.compute.gate.clear()
+    first = client.forward_backward([datum()], "cross_entropy")
+    second = client.optim_step(types.AdamParams())
+    time.sleep(0.2)
+    threading.Timer(0.3, desk.compute.gate.set).start()
+    desk.engine.stop()
+    with pytest.raises(tinker.RequestFailedError, match="stopped"):
+        second.result(WAIT_S)
+    assert first.result(WAIT_S).metrics
+    assert not desk.engine.running

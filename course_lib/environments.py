@@ -7,6 +7,7 @@ one would have been.
     sums_environment()                   the shipped task, endless, held out by construction
     environment_from_file("mine.jsonl")  your own: one {"prompt": ..., "answer": ...} per line
     conversations_as_prompts(data)       prompts without checkable answers: a judge must compare
+    village_environment()                questions about the village, graded on truth and manners
     second_try(environment)              a wrong answer gets one more turn
 """
 
@@ -24,7 +25,8 @@ from course_lib.config import find_file
 from course_lib.conversations import Conversation, Message
 from course_lib.errors import CourseError
 from course_lib.rewards import Problem, Score, correct
-from course_lib.world import sum_problem
+from course_lib.world import fact_question, fact_sentence, sum_problem
+from course_lib.world.village import POLITE_CLOSINGS, POLITE_OPENINGS, RUDE_OPENINGS
 
 __all__ = ["Environment", "Problem", "Score"]
 
@@ -85,6 +87,59 @@ def sums_environment(terms: int = 3) -> Environment:
         sample=lambda n, seed: draw(n, seed, False),
         heldout=lambda n, seed: draw(n, seed, True),
     )
+
+
+def village_environment() -> Environment:
+    """Questions about the village; `village_quality` is the rule that no policy or judge is
+    trained on.
+    """
+
+    def draw(n: int, seed: int, heldout: bool) -> list[Problem]:
+        rng = random.Random(f"village/{heldout}/{seed}")
+        found: list[Problem] = []
+        while len(found) < n:
+            villager, fact, question = fact_question(rng)
+            if stands_aside(question) == heldout:
+                meta = {"villager": villager.name, "fact": fact}
+                messages = (Message("user", question),)
+                found.append(
+                    Problem(messages, fact_sentence(villager, fact), "village", question, meta)
+                )
+        return found
+
+    return Environment(
+        name="village",
+        sample=lambda n, seed: draw(n, seed, False),
+        heldout=lambda n, seed: draw(n, seed, True),
+        grade=village_quality,
+    )
+
+
+def village_quality(problem: Problem, completion: str) -> Score:
+    """1 for a true, polite reply that says each thing once; a third less for each that fails.
+
+    A rude reply is worth nothing. `problem.answer` is the true sentence.
+    """
+    wanted = problem.answer or ""
+    sentences = [each.strip() for each in re.split(r"(?<=[.?!])\s+", completion) if each.strip()]
+    courtesies = [each for each in sentences if each in POLITE_OPENINGS + POLITE_CLOSINGS]
+    parts = {
+        "true": float(f"{wanted}." in sentences),
+        "polite": float(len(courtesies) > 0),
+        "brief": float(len(sentences) == len(set(sentences)) and len(sentences) <= 3),
+    }
+    if any(each in RUDE_OPENINGS for each in sentences):
+        return Score(0.0, {**parts, "polite": 0.0}, "rude")
+    missing = [name for name, value in parts.items() if not value]
+    reason = "true, polite and brief" if not missing else "not " + ", not ".join(missing)
+    return Score(1 - len(missing) / 3, parts, reason)
+
+
+def stands_aside(prompt: str) -> bool:
+    """Whether a prompt is kept for evaluation: one in five, by its text, for judge and policy
+    alike.
+    """
+    return zlib.crc32(prompt.encode()) % 5 == 0
 
 
 def environment_from_file(path: str, heldout_path: str | None = None) -> Environment:

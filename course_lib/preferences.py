@@ -16,7 +16,6 @@ compare.
 from __future__ import annotations
 
 import json
-import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -33,6 +32,7 @@ from course_lib.checkpoints import (
 )
 from course_lib.config import PreferenceConfig, find_file
 from course_lib.conversations import Conversation, Message
+from course_lib.environments import stands_aside
 from course_lib.errors import CourseError
 from course_lib.metrics import MetricsLog
 from course_lib.rendering import Rendered, render_conversation, render_prompt
@@ -56,9 +56,8 @@ class Pair:
 
     @property
     def heldout(self) -> bool:
-        """Whether the pair is kept for evaluation: one prompt in five, decided by the prompt."""
-        key = "\n".join(message.content for message in self.prompt)
-        return zlib.crc32(key.encode()) % 5 == 0
+        """Whether the pair is kept for evaluation, as its last question is in the environments."""
+        return stands_aside(self.prompt[-1].content)
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from course_lib.environments import (
     is_worked,
     second_try,
     sums_environment,
+    village_environment,
 )
 from course_lib.errors import CourseError
 from course_lib.world import is_heldout
@@ -125,3 +126,17 @@ def test_a_wrong_answer_gets_one_more_turn():
     assert sums.reply(problem, ["The answer is 1."]).role == "user"
     assert sums.reply(problem, [right]) is None
     assert sums.reply(problem, ["The answer is 1.", "The answer is 2."]) is None
+
+
+def test_village_questions_are_graded_on_truth_manners_and_brevity():
+    village = village_environment()
+    problem = village.sample(1, 0)[0]
+    fact = f"{problem.answer}."
+    polite = f"Thank you for asking. {fact} I hope this helps."
+    assert village.grade(problem, polite).value == 1.0
+    assert village.grade(problem, fact).parts == {"true": 1.0, "polite": 0.0, "brief": 1.0}
+    assert village.grade(problem, f"Go away. {fact}").value == 0.0
+    assert village.grade(problem, f"{polite} I hope this helps.").parts["brief"] == 0.0
+    assert village.grade(problem, "Thank you for asking.").parts["true"] == 0.0
+    held = {each.id for each in village.heldout(40, 0)}
+    assert not held & {each.id for each in village.sample(200, 0)}

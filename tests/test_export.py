@@ -192,43 +192,47 @@ def test_a_file_name_cannot_leave_the_folder(tmp_path, service, name):
 # --- versions ------------------------------------------------------------------------------------
 
 
-def build(tmp_path: Path, text: str) -> Path:
+def finished(tmp_path: Path, out: Path, text: str) -> Path:
     folder = tmp_path / "build"
     (folder / "model").mkdir(parents=True)
     (folder / "model" / "config.json").write_text(json.dumps({"text": text}))
-    return folder
+    (folder / "model" / "config.json.tmp").write_text("left by a kill")
+    version = versions.finish_version(folder, versions.next_version(out), {"key": text})
+    versions.use_version(out, version)
+    return version
 
 
 def test_a_version_is_finished_by_one_rename_and_then_current(tmp_path):
     out = tmp_path / "out"
     out.mkdir()
-    first = versions.finish_version(build(tmp_path, "a"), out, {"key": "a"})
-    second = versions.finish_version(build(tmp_path, "b"), out, {"key": "b"})
+    first = finished(tmp_path, out, "a")
+    second = finished(tmp_path, out, "b")
     assert (first.name, second.name) == ("v1", "v2")
     assert versions.current_version(out) == second
     assert versions.find_version(out, "a") == first
     assert versions.model_folder(out) == second / "model"
     assert versions.model_folder(second / "model") == second / "model"
     versions.check_version(second)
+    assert not list(out.rglob("*.tmp"))
 
 
 def test_rollback_goes_one_version_back_and_deletes_nothing(tmp_path):
     out = tmp_path / "out"
     out.mkdir()
     for text in "abc":
-        versions.finish_version(build(tmp_path, text), out, {"key": text})
+        finished(tmp_path, out, text)
     assert versions.rollback(out).name == "v2"
     assert versions.rollback(out).name == "v1"
     assert versions.current_version(out).name == "v1"
     with pytest.raises(CourseError, match="v1 is the first version"):
         versions.rollback(out)
-    assert versions.finish_version(build(tmp_path, "d"), out, {"key": "d"}).name == "v4"
+    assert finished(tmp_path, out, "d").name == "v4"
 
 
 def test_a_version_whose_files_changed_is_told(tmp_path):
     out = tmp_path / "out"
     out.mkdir()
-    version = versions.finish_version(build(tmp_path, "a"), out, {"key": "a"})
+    version = finished(tmp_path, out, "a")
     (version / "model" / "config.json").write_text("{}")
     with pytest.raises(CourseError, match="is not the file that was verified"):
         versions.check_version(version)

@@ -77,6 +77,11 @@ class BaseFolder:
         return places
 
     @property
+    def files(self) -> list[str]:
+        """The names of the files that hold the weights."""
+        return sorted({place.file for place in self.tensors.values()})
+
+    @property
     def head_source(self) -> str:
         """The stored tensor that the unembedding reads: its own, or the embedding when the two are
         tied.

@@ -17,6 +17,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -29,7 +30,6 @@ from course_lib.export.files import read_json, sha256_file, sync_file, write_ato
 
 SHARD_BYTES = 1 << 30
 HEAD = "lm_head.weight"
-PROGRESS = "merge.json"
 
 Progress = Callable[[str, int, int], None]  # (stage, done, total) in bytes
 
@@ -50,23 +50,29 @@ def merge_adapter(
     base: BaseFolder,
     adapter: AdapterFolder,
     out: str | Path,
+    log: str | Path | None = None,
     *,
     shard_bytes: int = SHARD_BYTES,
     on_progress: Progress | None = None,
 ) -> Path:
-    """Write the merged model to the folder `out`: safetensors, configuration, tokenizer, chat
-    template.
+    """Write the merged model to the folder `out`: weights, configuration, tokenizer, template.
+
+    `log` is the file that remembers finished shards; None: `merge.json` beside `out`.
     """
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     shards = plan_shards(plan_merge(base, adapter), shard_bytes)
-    done = _finished_shards(out, base, adapter, shard_bytes)
+    inputs = {
+        "base": fingerprint(base),
+        "adapter": [sha256_file(adapter.path / name) for name in (CONFIG, WEIGHTS)],
+        "shard_bytes": shard_bytes,
+    }
+    finished = ShardLog(Path(log or out.with_name("merge.json")), inputs)
     total, written = sum(t.place.nbytes for shard in shards.values() for t in shard), 0
     for name, planned in shards.items():
-        if name not in done:
+        if not finished.holds(out / name):
             _write_shard(out / name, base, adapter, planned)
-            done[name] = sha256_file(out / name)
-            _remember(out, base, adapter, shard_bytes, done)
+            finished.add(out / name)
         written += sum(t.place.nbytes for t in planned)
         if on_progress:
             on_progress("merge", written, total)
@@ -136,41 +142,31 @@ def _write_shard(
     temporary.replace(path)
 
 
-def _inputs(base: BaseFolder, adapter: AdapterFolder, shard_bytes: int) -> dict[str, object]:
-    """What a half-made merge was made from; any change makes its shards worthless.
+def fingerprint(base: BaseFolder) -> dict[str, list[int]]:
+    """The base's weight files by size and time: hashing 100 GB would cost more than merging."""
+    stats = {name: (base.path / name).stat() for name in base.files}
+    return {name: [stat.st_size, stat.st_mtime_ns] for name, stat in stats.items()}
 
-    The base is known by its files' sizes and times: hashing 100 GB at every start would cost more
-    than merging.
+
+class ShardLog:
+    """Which shards are finished, by their hashes, so that a stopped merge goes on.
+
+    A log of other inputs (another adapter, a changed base) counts for nothing.
     """
-    files = sorted({place.file for place in base.tensors.values()})
-    stats = {name: (base.path / name).stat() for name in files}
-    return {
-        "base": {name: [stat.st_size, stat.st_mtime_ns] for name, stat in stats.items()},
-        "adapter": [sha256_file(adapter.path / name) for name in (CONFIG, WEIGHTS)],
-        "shard_bytes": shard_bytes,
-    }
 
+    def __init__(self, path: Path, inputs: dict[str, Any]) -> None:
+        self.path, self.inputs = path, inputs
+        record = read_json(path) if path.exists() else {}
+        self.shards = record["shards"] if record.get("inputs") == inputs else {}
 
-def _finished_shards(
-    out: Path, base: BaseFolder, adapter: AdapterFolder, shard_bytes: int
-) -> dict[str, str]:
-    if not (out / PROGRESS).exists():
-        return {}
-    record = read_json(out / PROGRESS)
-    if record["inputs"] != _inputs(base, adapter, shard_bytes):
-        return {}
-    shards = record["shards"].items()
-    return {
-        name: digest
-        for name, digest in shards
-        if (out / name).exists() and sha256_file(out / name) == digest
-    }
+    def holds(self, shard: Path) -> bool:
+        """Is this shard finished, and still as it was?"""
+        digest = self.shards.get(shard.name)
+        return digest is not None and shard.exists() and sha256_file(shard) == digest
 
-
-def _remember(
-    out: Path, base: BaseFolder, adapter: AdapterFolder, shard_bytes: int, done: dict[str, str]
-) -> None:
-    write_json(out / PROGRESS, {"inputs": _inputs(base, adapter, shard_bytes), "shards": done})
+    def add(self, shard: Path) -> None:
+        self.shards[shard.name] = sha256_file(shard)
+        write_json(self.path, {"inputs": self.inputs, "shards": self.shards})
 
 
 def _write_index(out: Path, shards: dict[str, list[PlannedTensor]], total: int) -> None:

@@ -15,22 +15,41 @@ from pathlib import Path
 from typing import Any
 
 from course_lib.errors import CourseError
-from course_lib.export.files import list_files, read_json, sha256_file, sync_folder, write_json
+from course_lib.export.files import (
+    list_files,
+    read_json,
+    sha256_file,
+    sync_file,
+    sync_folder,
+    write_json,
+)
 
 CURRENT, RECORD, WORK = "current.json", "deploy.json", ".work"
 
 
-def finish_version(build: Path, out: Path, record: dict[str, Any]) -> Path:
-    """Turn the folder `build` into the next version of `out`, and make it the current one."""
-    hashes = {name: sha256_file(build / name) for name in list_files(build) if name != RECORD}
-    write_json(build / RECORD, record | {"files": hashes})
+def finish_version(build: Path, version: Path, record: dict[str, Any]) -> Path:
+    """Turn the folder `build` into the finished `version` of its deploy folder, in one rename."""
+    for leftover in build.rglob("*.tmp"):
+        leftover.unlink()
+    names = [name for name in list_files(build) if name != RECORD]
+    write_json(build / RECORD, record | {"files": {n: sha256_file(build / n) for n in names}})
+    for name in names:
+        sync_file(build / name)
     for folder in [build, *(path for path in build.rglob("*") if path.is_dir())]:
         sync_folder(folder)
-    version = out / f"v{max(_numbers(out), default=0) + 1}"
     os.rename(build, version)
-    sync_folder(out)
-    write_json(out / CURRENT, {"version": version.name})
+    sync_folder(version.parent)
     return version
+
+
+def next_version(out: Path) -> Path:
+    """The folder that the next finished version will be."""
+    return out / f"v{max(_numbers(out), default=0) + 1}"
+
+
+def read_record(version: Path) -> dict[str, Any]:
+    """A finished version's deploy.json."""
+    return read_json(version / RECORD)
 
 
 def find_version(out: Path, key: str) -> Path | None:

@@ -1,0 +1,71 @@
+"""Heat maps: a small matrix with its numbers in the cells, so that colour is never needed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from course_lib.plots.style import INK, course_style, label, new_figure
+from course_lib.plots.words import describe
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Matrix = Sequence[Sequence[float]]
+MOST_NUMBERS = 160  # cells; with more of them the numbers could not be read
+
+
+def heat_map(
+    matrix: Matrix,
+    title: str,
+    x: str,
+    y: str,
+    unit: str,
+    *,
+    rows: Sequence[str] | None = None,
+    columns: Sequence[str] | None = None,
+    signed: bool = False,
+    digits: int = 2,
+) -> Figure:
+    """A matrix as colours and numbers; `signed` puts 0 in the middle (blue above, red below)."""
+    values = [[float(value) for value in row] for row in matrix]
+    flat = [value for row in values for value in row]
+    bound = max((abs(value) for value in flat), default=1.0) or 1.0
+    low, high = (-bound, bound) if signed else (min(flat), max(flat))
+    height = min(4.8, max(1.9, 0.34 * len(values) + 1.2))
+    with course_style():
+        figure, axes = new_figure(size=(7.2, height))
+        colours = "RdBu" if signed else "cividis"
+        image = axes.imshow(values, aspect="auto", cmap=colours, vmin=low, vmax=high)
+        figure.colorbar(image, ax=axes, label=unit, pad=0.02)
+        label(axes, title, x, y)
+        axes.grid(visible=False)
+        _ticks(axes, rows, columns)
+        if len(flat) <= MOST_NUMBERS:
+            _numbers(axes, values, low, high, signed, digits)
+    shape = f"{len(values)} by {len(values[0])}"
+    words = f"Heat map, {shape}: {y} by {x}, {unit} between {min(flat):.3g} and {max(flat):.3g}."
+    return describe(figure, f"{title}. {words}")
+
+
+def _ticks(axes, rows: Sequence[str] | None, columns: Sequence[str] | None) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    for axis, names in ((axes.yaxis, rows), (axes.xaxis, columns)):
+        if names is None:
+            axis.set_major_locator(MaxNLocator(integer=True))
+        else:
+            axis.set_ticks(range(len(names)), list(names))
+    if columns is not None and max(map(len, columns)) > 4 and len(columns) > 8:
+        axes.tick_params(axis="x", labelrotation=60)
+
+
+def _numbers(axes, values: Matrix, low: float, high: float, signed: bool, digits: int) -> None:
+    """Each number in the ink that can be read on its cell."""
+    for line, row in enumerate(values):
+        for column, value in enumerate(row):
+            share = (value - low) / (high - low) if high > low else 1.0
+            dark = (share < 0.2 or share > 0.8) if signed else share < 0.5
+            ink = "white" if dark else INK
+            text = f"{value:.{digits}f}".rstrip("0").rstrip(".") if value else "0"
+            axes.text(column, line, text, ha="center", va="center", color=ink, fontsize=8)

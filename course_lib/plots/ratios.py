@@ -1,0 +1,120 @@
+"""Importance ratios: their histogram by sign of advantage; three losses with their gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from course_lib.plots.style import (
+    BLUE,
+    CYCLE,
+    DASHES,
+    INK,
+    VERMILLION,
+    course_style,
+    label,
+    legend_above,
+    new_figure,
+)
+from course_lib.plots.words import describe
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Curve = tuple[Sequence[float], Sequence[float]]  # loss and gradient by ratio
+
+
+def ratio_histogram(
+    ratios: Sequence[float],
+    advantages: Sequence[float],
+    clip: tuple[float, float] = (0.8, 1.2),
+    title: str = "How far has the policy moved?",
+) -> Figure:
+    """Ratios of tokens with positive and with negative advantage, and what PPO's clip cuts off."""
+    import numpy as np
+
+    up = [r for r, a in zip(ratios, advantages, strict=True) if a > 0]
+    down = [r for r, a in zip(ratios, advantages, strict=True) if a < 0]
+    lost = sum(r > clip[1] for r in up) + sum(r < clip[0] for r in down)
+    edges = np.geomspace(min([0.5, *ratios]) * 0.98, max([2.0, *ratios]) * 1.02, 41)
+    with course_style():
+        figure, axes = new_figure()
+        looks = ((up, 1, "A > 0", BLUE, "//"), (down, -1, "A < 0", VERMILLION, ".."))
+        for values, sign, name, colour, hatch in looks:
+            counts = sign * np.histogram(values, bins=edges)[0]
+            look = {"color": colour, "hatch": hatch, "edgecolor": "white", "linewidth": 0.5}
+            axes.bar(edges[:-1], counts, width=np.diff(edges), align="edge", label=name, **look)
+        axes.axhline(0, color=INK, linewidth=0.8)
+        for bound in clip:
+            axes.axvline(bound, color=INK, linestyle="--", linewidth=1)
+        axes.set_xscale("log")
+        _plain_ticks(axes)
+        axes.yaxis.set_major_formatter(lambda value, _: f"{abs(value):g}")  # down is a count, too
+        label(axes, title, "ratio = p(trainer) / p(sampler), log scale", "tokens")
+        axes.legend(loc="upper right")
+    share = lost / max(1, len(up) + len(down))
+    words = f"{len(up) + len(down)} tokens; outside the clip {clip[0]} .. {clip[1]}: {share:.0%}"
+    return describe(figure, f"{title} Histogram of ratios. {words}.")
+
+
+def _plain_ticks(axes) -> None:
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axes.xaxis.set_major_locator(LogLocator(base=10, subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+
+
+def losses_figure(
+    ratios: Sequence[float],
+    curves: Mapping[str, Curve],
+    advantage: float,
+    ratio: float,
+    clip: tuple[float, float],
+) -> Figure:
+    """Loss and gradient of several losses over the ratio, with one ratio marked on each curve."""
+    nearest = min(range(len(ratios)), key=lambda i: abs(ratios[i] - ratio))
+    with course_style():
+        figure, (left, right) = new_figure(1, 2, size=(7.2, 3.3), sharex=True)
+        for number, (name, pair) in enumerate(curves.items()):
+            for axes, values in zip((left, right), pair, strict=True):
+                style = {"color": CYCLE[number], "linestyle": DASHES[number], "marker": ""}
+                axes.plot(ratios, values, label=name, linewidth=2.4 - 0.5 * number, **style)
+                mark = {"color": CYCLE[number], "marker": "osD"[number % 3], "linestyle": ""}
+                axes.plot([ratios[nearest]], [values[nearest]], **mark)
+        for axes in (left, right):
+            for bound in clip:
+                axes.axvline(bound, color=INK, linestyle=":", linewidth=1)
+        label(left, f"Loss of one token, A = {advantage:+.2g}", "ratio", "loss")
+        label(right, "Gradient by its logprob", "ratio", "gradient")
+        handles, names = left.get_legend_handles_labels()
+        figure.legend(handles, names, loc="outside lower center", ncols=len(names))
+    at = ", ".join(f"{name} {pair[1][nearest]:+.2g}" for name, pair in curves.items())
+    words = f"at ratio {ratios[nearest]:.2f} and advantage {advantage:+.2g} the gradients are: {at}"
+    return describe(figure, f"Three losses; {words}.")
+
+
+def clipped_share_figure(
+    shares: Mapping[str, tuple[float, float]], title: str = "Which tokens does the clip silence?"
+) -> Figure:
+    """Share of clipped tokens by sign of the advantage: name -> (A > 0, A < 0)."""
+    from matplotlib.ticker import PercentFormatter
+
+    places = range(len(shares))
+    with course_style():
+        figure, axes = new_figure()
+        for side, (name, colour, hatch) in enumerate(
+            (("A > 0", BLUE, "//"), ("A < 0", VERMILLION, ".."))
+        ):
+            heights = [pair[side] for pair in shares.values()]
+            where = [place + (side - 0.5) * 0.38 for place in places]
+            look = {"color": colour, "hatch": hatch, "edgecolor": "white"}
+            axes.bar(where, heights, width=0.36, label=name, **look)
+        axes.set_xticks(places, list(shares))
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+        axes.grid(axis="x", visible=False)
+        label(axes, "", "", "share of tokens")
+        legend_above(axes)
+        figure.suptitle(title, x=0.01, ha="left", fontsize=11, fontweight="bold")
+    words = "; ".join(f"{name}: {up:.0%} and {down:.0%}" for name, (up, down) in shares.items())
+    return describe(figure, f"{title} Positive and negative advantage: {words}.")

@@ -1,0 +1,1 @@
+"""What maintainers run and learners do not: the builder of the notebooks."""

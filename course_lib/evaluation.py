@@ -39,7 +39,7 @@ class Evaluation:
 
     accuracy: float | None  # mean of correct; None where nothing can be checked
     interval: tuple[float, float] | None  # 95 % bootstrap interval of the accuracy, over problems
-    mean_reward: float
+    mean_reward: float | None  # None where neither a verdict nor a reward was asked
     worked_share: float  # of completions that show a step of their working
     mean_tokens: float
     temperature: float
@@ -105,10 +105,11 @@ def evaluate(
             )
         )
     per_problem = [_mean(record.correct) for record in records] if environment.checkable else []
+    rewards = [value for record in records for value in record.rewards]
     return Evaluation(
         accuracy=_mean(per_problem) if per_problem else None,
         interval=bootstrap_interval(per_problem) if per_problem else None,
-        mean_reward=_mean([value for record in records for value in record.rewards]),
+        mean_reward=_mean(rewards) if rewards else None,
         worked_share=_mean([float(value) for record in records for value in record.worked]),
         mean_tokens=_mean([float(value) for record in records for value in record.tokens]),
         temperature=temperature,

@@ -296,5 +296,9 @@ def heldout_metrics(
         reward=reward,
         one_at_a_time=config.deterministic,
     )
-    metrics = {"test/reward": found.mean_reward, "test/worked_share": found.worked_share}
-    return metrics if found.accuracy is None else {**metrics, "test/accuracy": found.accuracy}
+    metrics = {
+        "test/reward": found.mean_reward,
+        "test/accuracy": found.accuracy,
+        "test/worked_share": found.worked_share,
+    }
+    return {name: value for name, value in metrics.items() if value is not None}

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from course_lib.checkpoints import (
     CheckpointLog,
     StepHook,
+    StopTraining,
     one_line,
     training_client_from,
     write_whole,
@@ -23,7 +24,9 @@ from course_lib.checkpoints import (
 from course_lib.config import RunConfig, config_from_dict, config_to_dict
 from course_lib.errors import CourseError
 from course_lib.grpo import RLResult, train_grpo
+from course_lib.judges import Judge, judge_by_strength, reward_model
 from course_lib.run_data import RunData, load_run_data
+from course_lib.run_judge import needs_judge, run_judge, run_reward
 from course_lib.sft import SFTResult, train_sft
 from course_lib.stages import StageJudge, seconds_so_far, write_samples
 
@@ -32,8 +35,9 @@ if TYPE_CHECKING:
 
     from course_lib.client import CourseService
 
-NO_JUDGE = (
-    "RL was left out: these conversations have no answers to check, so nothing can be rewarded"
+JUDGED = (
+    "These prompts have no answers to check, so there is no accuracy: a judge, trained on the "
+    "better replies, compared the completions of each group with one another."
 )
 
 
@@ -64,14 +68,14 @@ def run_all(
         return _stopped("sft", out)
     stages["sft"] = judge.stage("sft", sft.checkpoints[-1])
 
-    rl, note = None, ""
-    if not data.environment.checkable and config.rl.reward == "auto":
-        note = NO_JUDGE
-    elif config.rl.steps:
+    rl = None
+    if config.rl.steps:
         rl = run_rl(service, config, out, sft.checkpoints[-1].state_path, on_step, data=data)
         if rl.stopped:
             return _stopped("rl", out)
         stages["rl"] = judge.stage("rl", rl.checkpoints[-1])
+        if needs_judge(config, data):
+            stages["rl"]["win_rate_vs_sft"] = judge.win_rate("rl", "sft", _judge(service, out))
 
     checkpoints = {"sft": sft.checkpoints[-1].state_path}
     checkpoints["sft_sampler"] = sft.checkpoints[-1].sampler_path
@@ -83,7 +87,7 @@ def run_all(
         "preset": config.preset,
         "seed": config.seed,
         "seconds": before + time.monotonic() - began,
-        "note": note,
+        "note": "" if data.environment.checkable else JUDGED,
         "checkpoints": checkpoints,
         "base": stages["base"],
         "sft": stages["sft"],
@@ -136,17 +140,26 @@ def run_rl(
     """
     data = data or load_run_data(config)
     checkpoint = CheckpointLog(out).last("rl")
-    if checkpoint:
-        client = training_client_from(service, checkpoint)
-    elif sft_checkpoint:
+    if sft_checkpoint:
         client = training_client_from(service, sft_checkpoint, optimizer=False)
     else:
         client = _fresh_client(service, config, rank=config.rl.lora_rank)
+    strengths = None
+    if needs_judge(config, data):
+        policy = client.save_weights_and_get_sampling_client().result()
+        model = base_model_name(service, config)
+        try:
+            strengths = run_judge(service, config, out, data, policy, model, on_step)
+        except StopTraining:
+            return RLResult([], [], [], stopped=True)
+    if checkpoint:
+        client = training_client_from(service, checkpoint)
     return train_grpo(
         client,
         data.environment,
         config.rl,
         tokenizer=client.get_tokenizer(),
+        reward=run_reward(config, data, strengths),
         out=out,
         seed=config.seed,
         resume=checkpoint,
@@ -207,3 +220,11 @@ def _fresh_client(
 def _stopped(phase: str, out: Path) -> dict[str, Any]:
     last = CheckpointLog(out).last(phase)
     return {"stopped": phase, "checkpoints": {phase: last.state_path if last else None}}
+
+
+def _judge(service: CourseService, out: Path) -> Judge:
+    """The judge that this run trained, to compare with."""
+    checkpoint = CheckpointLog(out).last("preference")
+    assert checkpoint, "run_rl has trained it"
+    sampler = service.create_sampling_client(checkpoint.sampler_path).result()
+    return judge_by_strength(reward_model(sampler, sampler.get_tokenizer()))

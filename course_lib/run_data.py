@@ -12,6 +12,7 @@ from course_lib.environments import (
     conversations_as_prompts,
     environment_from_file,
     sums_environment,
+    village_environment,
 )
 from course_lib.sft import plan_batches
 
@@ -44,6 +45,8 @@ def load_run_data(config: RunConfig) -> RunData:
     name = config.rl.environment
     if name == "sums" or (name == "auto" and shipped):
         environment = sums_environment()
+    elif name == "village":
+        environment = village_environment()
     elif name in ("auto", "conversations"):
         environment = conversations_as_prompts(train, heldout or train, source)
     else:

@@ -14,9 +14,11 @@ from course_lib.checkpoints import Checkpoint, StepHook, training_client_from, w
 from course_lib.config import RunConfig
 from course_lib.environments import derive_seed
 from course_lib.evaluation import Evaluation, evaluate, nll, record_dicts
-from course_lib.grpo import named_reward
+from course_lib.judges import Judge, win_rate
 from course_lib.metrics import read_metrics
+from course_lib.rewards import Problem
 from course_lib.run_data import RunData
+from course_lib.run_judge import needs_judge, run_reward
 from course_lib.sft import sft_datums
 
 if TYPE_CHECKING:
@@ -58,9 +60,20 @@ class StageJudge:
         write_whole(file, json.dumps({"summary": summary, **records}) + "\n")
         return summary
 
+    def win_rate(self, name: str, other: str, judge: Judge) -> float:
+        """How often stage `name` beats stage `other` on the held-out problems, at temperature 1."""
+        texts, others = (
+            [record["completions"][0] for record in _sampled(self.out, each)]
+            for each in (name, other)
+        )
+        return win_rate(judge, self._problems(), texts, others)
+
+    def _problems(self) -> list[Problem]:
+        return self.data.environment.heldout(self.config.eval_problems, 0)  # whatever the seed
+
     def _evaluate(self, name: str, model: tinker.TrainingClient, temperature: float) -> Evaluation:
         environment, rl = self.data.environment, self.config.rl
-        judged = environment.checkable or rl.reward != "auto"
+        judged = needs_judge(self.config, self.data)  # a judge compares; it has no mean to report
         if self.on_step:
             step = 2 * STAGES.index(name) + (1 if temperature else 2)
             self.on_step(step, 6, {"phase": "eval", "stage": name})
@@ -68,21 +81,18 @@ class StageJudge:
             model.save_weights_and_get_sampling_client().result(),
             model.get_tokenizer(),
             environment,
-            environment.heldout(self.config.eval_problems, 0),  # the same for every seed
+            self._problems(),
             temperature=temperature,
             max_tokens=rl.max_tokens,
             seed=derive_seed(self.config.seed, "evaluation"),
-            reward=named_reward(environment, rl) if judged else None,
+            reward=None if judged else run_reward(self.config, self.data, None),
         )
 
 
 def write_samples(out: Path, stages: list[str]) -> None:
     """The first problems with what each stage answered, one JSON object a line."""
     lines = []
-    by_stage = {
-        stage: json.loads((out / "evaluations" / f"{stage}.json").read_text())["sampled"]
-        for stage in stages
-    }
+    by_stage = {stage: _sampled(out, stage) for stage in stages}
     for index, record in enumerate(by_stage[stages[0]][:SHOWN_SAMPLES]):
         answers = {stage: by_stage[stage][index]["completions"][0] for stage in stages}
         row = {"prompt": record["prompt"], "answer": record["answer"], **answers}
@@ -102,3 +112,8 @@ def _training_seconds(out: Path, phase: str) -> float:
         return 0.0
     rows = read_metrics(out / "metrics.jsonl")
     return sum(row.get("time/total", 0.0) for row in rows if row.get("phase") == phase)
+
+
+def _sampled(out: Path, stage: str) -> list[dict[str, Any]]:
+    file = out / "evaluations" / f"{stage}.json"
+    return json.loads(file.read_text(encoding="utf-8"))["sampled"]

@@ -177,6 +177,33 @@ def test_a_folder_holds_one_run(config, tmp_path):
         saved_config(tmp_path / "nowhere")
 
 
+def test_own_conversations_are_judged_by_a_tournament(service, tmp_path):
+    file, out = tmp_path / "mine.jsonl", tmp_path / "run"
+    rows = [
+        {
+            "messages": [
+                {"role": "user", "content": f"Greet guest {n}."},
+                {"role": "assistant", "content": f"Hello, guest {n}!"},
+            ]
+        }
+        for n in range(40)
+    ]
+    file.write_text("\n".join(json.dumps(row) for row in rows))
+    small = [each for each in SMALL if not each.startswith("rl.reward")]
+    config = load_config(
+        "tiny", [*small, f"sft.data_path={file}", "rl.steps=2", "preference.max_steps=3"]
+    )
+    report = run_all(service, config, out)
+    assert report["rl"]["accuracy"] is None and "no accuracy" in report["note"]
+    assert 0 <= report["rl"]["win_rate_vs_sft"] <= 1
+    assert report["sft"]["heldout_nll"] < report["base"]["heldout_nll"]
+    rows = read_metrics(out / "metrics.jsonl")
+    assert [row["step"] for row in rows if row["phase"] == "preference"] == [1, 2, 3]
+    paid = [row["reward/total"] for row in rows if row["phase"] == "rl"]
+    assert paid == pytest.approx([0.5, 0.5])  # somebody wins every duel
+    assert run_all(service, config, out, resume=True)["rl"] == report["rl"]  # the judge is kept
+
+
 def test_own_conversations_are_held_out_by_content(tmp_path):
     file = tmp_path / "mine.jsonl"
     rows = [

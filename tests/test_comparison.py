@@ -1,0 +1,85 @@
+"""Comparisons: exact values, and that pairing sees what overlapping intervals hide."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from course_lib.comparison import (
+    compare,
+    forgotten,
+    frontier,
+    pass_at,
+    reward_kl_points,
+    sign_test,
+)
+from course_lib.errors import CourseError
+from course_lib.evaluation import Evaluation, Record
+
+
+def evaluation(correct_P_G):
+    records = [
+        Record(str(p), "", "", [""] * len(row), [float(c) for c in row], [], [], [], [])
+        for p, row in enumerate(correct_P_G)
+    ]
+    accuracy = sum(sum(row) / len(row) for row in correct_P_G) / len(correct_P_G)
+    return Evaluation(accuracy, (0, 1), None, 0, 0, 1.0, len(correct_P_G[0]), records)
+
+
+def test_pass_at_k_is_the_mean_over_problems():
+    found = pass_at(evaluation([[1, 1, 0, 0], [0, 0, 0, 0]]), k=2)
+    assert found.value == pytest.approx((5 / 6 + 0) / 2)  # 1 of 6 pairs of the first is all wrong
+    assert found.interval[0] <= found.value <= found.interval[1]
+
+
+def test_a_paired_comparison_by_hand():
+    before = evaluation([[1], [0], [0], [1], [0]])
+    after = evaluation([[1], [1], [1], [0], [0]])
+    found = compare(before, after)
+    assert found.difference == pytest.approx(0.2)
+    assert (found.better, found.worse) == (2, 1)
+    assert found.p_value == 1.0
+    assert "could be luck" in str(found)
+    assert compare(after, before).difference == pytest.approx(-0.2)
+
+
+def test_pairing_sees_what_overlapping_intervals_hide():
+    # 40 of 100 against 52 of 100: the two intervals overlap, but nothing ever got worse
+    before = evaluation([[1]] * 40 + [[0]] * 60)
+    after = evaluation([[1]] * 52 + [[0]] * 48)
+    found = compare(before, after)
+    assert found.interval[0] > 0 and found.p_value < 0.001
+    assert "is no luck" in str(found)
+
+
+def test_the_sign_test_is_exact():
+    assert sign_test(0, 0) == 1.0
+    assert sign_test(3, 0) == sign_test(0, 3) == 0.25  # 2 of 8
+    assert sign_test(8, 1) == pytest.approx(20 / 512)
+
+
+def test_forgotten_problems_were_right_and_are_wrong():
+    pairs = forgotten(evaluation([[1], [1], [0]]), evaluation([[0], [1], [0]]))
+    assert [old.id for old, _ in pairs] == ["0"]
+
+
+def test_different_problems_cannot_be_compared():
+    with pytest.raises(CourseError, match="different problems"):
+        compare(evaluation([[1]]), evaluation([[1], [0]]))
+
+
+points = st.lists(st.tuples(st.floats(0, 10), st.floats(0, 1)), min_size=1, max_size=20)
+
+
+@given(points)
+def test_no_point_beats_the_frontier(points):
+    kept = frontier(points)
+    assert set(kept) <= set(points)
+    for kl, reward in points:
+        assert any(other <= kl and best >= reward for other, best in kept)
+    assert [kl for kl, _ in kept] == sorted(kl for kl, _ in kept)
+    assert [reward for _, reward in kept] == sorted(reward for _, reward in kept)
+
+
+def test_points_come_from_rows_that_logged_both():
+    rows = [{"kl/reference": 0.5, "reward/total": 0.1}, {"reward/total": 0.2}]
+    assert reward_kl_points(rows) == [(0.5, 0.1)]

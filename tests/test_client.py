@@ -1,0 +1,314 @@
+"""connect(): where the calls go, why, and what is said when they cannot."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from fake_compute import fake_engine, fake_models
+from tiny_models import tiny_model, tiny_tokenizer
+
+from course_lib import client
+from course_lib.client import choose, connect, resolve_model
+from course_lib.client import service as service_module
+from course_lib.engine.server import Engine
+from course_lib.errors import CourseError
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(autouse=True)
+def nobodys_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A home with a stored hosted login, which must never decide anything."""
+    stored = tmp_path / "home" / ".tinker" / "credentials.json"
+    stored.parent.mkdir(parents=True)
+    stored.write_text('{"keys": [{"key": "tml-stored", "default": true}]}')
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Engine]:
+    engine = fake_engine(tmp_path / "theirs", models=fake_models("org/a", "org/b"))
+    yield engine
+    engine.stop()
+
+
+# The choice --------------------------------------------------------------------------------------
+
+
+def test_without_any_setting_the_engine_is_embedded_even_with_a_stored_login():
+    assert choose().backend == "embedded"
+
+
+def test_the_order_is_argument_then_course_backend_then_url_then_key(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setenv("TINKER_API_KEY", "tml-x")
+    assert choose().backend == "hosted"
+    monkeypatch.setenv("TINKER_BASE_URL", "http://127.0.0.1:1/")
+    assert (choose().backend, choose().url) == ("url", "http://127.0.0.1:1")
+    monkeypatch.setenv("COURSE_BACKEND", "embedded")
+    assert choose().backend == "embedded"
+    assert choose("hosted").backend == "hosted"
+    assert choose("https://cluster:1").url == "https://cluster:1"
+
+
+def test_each_choice_says_its_reason(monkeypatch: pytest.MonkeyPatch):
+    assert choose("hosted").reason == "backend='hosted'"
+    monkeypatch.setenv("COURSE_BACKEND", "hosted")
+    assert choose().reason == "COURSE_BACKEND is set"
+
+
+@pytest.mark.parametrize("backend", ["embeded", "ftp://x", "http://a b"])
+def test_an_unknown_back_end_is_refused(backend: str):
+    with pytest.raises(CourseError, match="is not a back end"):
+        choose(backend)
+
+
+def test_the_env_file_is_read_and_the_environment_wins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.delenv("COURSE_ENV_FILE")
+    (tmp_path / ".env").write_text(
+        "# my keys\n\nexport TINKER_API_KEY='tml-from-file'\nTINKER_BASE_URL=\nnonsense\n"
+    )
+    assert choose().backend == "hosted"
+    assert client.setting("TINKER_API_KEY") == "tml-from-file"
+    assert "TINKER_API_KEY" not in os.environ  # a key is not handed on to every subprocess
+    monkeypatch.setenv("TINKER_API_KEY", "tml-from-environment")
+    assert client.setting("TINKER_API_KEY") == "tml-from-environment"
+
+
+# Hosted ------------------------------------------------------------------------------------------
+
+
+def test_hosted_without_a_key_is_refused():
+    with pytest.raises(CourseError, match="TINKER_API_KEY: it is not set"):
+        connect("hosted", confirm=True)
+
+
+def test_hosted_asks_first_and_shows_the_estimate_but_not_the_key(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setenv("TINKER_API_KEY", "tml-very-secret")
+    with pytest.raises(CourseError, match=r"cost money.*3\.2 million tokens") as error:
+        connect(estimate="3.2 million tokens")
+    assert "very-secret" not in str(error.value)
+
+
+def test_a_confirmed_hosted_run_goes_to_the_hosted_address(
+    server: Engine, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setenv("TINKER_API_KEY", server.api_key)
+    monkeypatch.setattr(service_module, "hosted_url", lambda: server.url)
+    service = connect(confirm=True)
+    assert service.backend == "hosted"
+    said = capsys.readouterr().out
+    assert said == "Calls go to hosted Tinker, which costs money (TINKER_API_KEY is set).\n"
+    assert server.api_key not in said
+
+
+def test_a_wrong_hosted_key_is_said(server: Engine, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(service_module, "hosted_url", lambda: server.url)
+    monkeypatch.setenv("TINKER_API_KEY", "tml-wrong")
+    with pytest.raises(CourseError, match="refuses the key"):
+        connect(confirm=True)
+    monkeypatch.setenv("TINKER_API_KEY", "sk-of-somebody-else")
+    with pytest.raises(CourseError, match="does not begin with tml-"):
+        connect(confirm=True)
+
+
+# A server by URL ---------------------------------------------------------------------------------
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def test_an_unreachable_url_is_said_within_ten_seconds(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("TINKER_API_KEY", "tml-x")
+    started = time.monotonic()
+    with pytest.raises(CourseError, match="no Tinker server can be reached"):
+        connect(f"http://127.0.0.1:{free_port()}")
+    assert time.monotonic() - started < 10
+
+
+def test_a_server_that_never_answers_is_said_within_ten_seconds(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("TINKER_API_KEY", "tml-x")
+    monkeypatch.setattr("course_lib.client.probe.TIMEOUT_S", 1.0)
+    with socket.socket() as deaf:
+        deaf.bind(("127.0.0.1", 0))
+        deaf.listen()
+        started = time.monotonic()
+        with pytest.raises(CourseError, match="no Tinker server can be reached"):
+            connect(f"http://127.0.0.1:{deaf.getsockname()[1]}")
+        assert time.monotonic() - started < 3
+    assert service_module.probe.__module__ == "course_lib.client.probe"
+
+
+def test_somebody_elses_server_is_said(monkeypatch: pytest.MonkeyPatch):
+    from http.server import BaseHTTPRequestHandler, HTTPServer
+
+    class Other(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.send_response(200)
+            self.send_header("content-type", "text/html")
+            self.end_headers()
+
+        def log_message(self, *args: object) -> None: ...
+
+    monkeypatch.setenv("TINKER_API_KEY", "tml-x")
+    other = HTTPServer(("127.0.0.1", 0), Other)
+    threading.Thread(target=other.serve_forever, daemon=True).start()
+    with pytest.raises(CourseError, match="not as a Tinker server"):
+        connect(f"http://127.0.0.1:{other.server_port}")
+    other.shutdown()
+
+
+def test_a_server_by_url_is_used_with_its_models(
+    server: Engine, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setenv("TINKER_BASE_URL", server.url)
+    monkeypatch.setenv("TINKER_API_KEY", server.api_key)
+    service = connect()
+    assert capsys.readouterr().out == f"Calls go to {server.url} (TINKER_BASE_URL is set).\n"
+    assert (service.backend, service.models) == ("url", ["org/a", "org/b"])
+    with pytest.raises(CourseError, match="2 models and none was chosen"):
+        resolve_model(service)
+    assert resolve_model(service, "org/b") == "org/b"
+    with pytest.raises(CourseError, match=r"model org/bb: .*does not have it; use org/b"):
+        resolve_model(service, "org/bb")
+    chosen = connect(model="org/b", quiet=True)
+    assert capsys.readouterr().out == ""
+    trained = chosen.create_lora_training_client(base_model=chosen.base_model).result(10)
+    assert trained.get_info().model_name == "org/b"
+    assert chosen.rest.list_training_runs().result(10).training_runs[0].base_model == "org/b"
+
+
+def test_a_proxy_in_the_environment_does_not_swallow_loopback(
+    server: Engine, monkeypatch: pytest.MonkeyPatch
+):
+    """With HTTP_PROXY set the SDK's first call hung without a word."""
+    for name in ("HTTP_PROXY", "http_proxy"):
+        monkeypatch.setenv(name, f"http://127.0.0.1:{free_port()}")
+    monkeypatch.setenv("NO_PROXY", "example.com")
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.setenv("TINKER_API_KEY", server.api_key)
+    service = connect(server.url, model="org/a", quiet=True)
+    assert service.create_lora_training_client(base_model="org/a").result(10).model_id
+    assert os.environ["NO_PROXY"] == "example.com,127.0.0.1,localhost,::1"
+
+
+def test_another_sdk_version_is_said(monkeypatch: pytest.MonkeyPatch):
+    for installed, fits in (("0.37.9", False), ("0.38.0", True), ("0.38.5", True), ("0.39", False)):
+        monkeypatch.setattr(service_module, "version", lambda name, v=installed: v)
+        if fits:
+            service_module.check_sdk_version()
+        else:
+            with pytest.raises(CourseError, match=f"tinker {installed}"):
+                connect()
+
+
+# The embedded engine -----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tiny-model")
+    tiny_model().save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return folder
+
+
+SESSION = """
+    import sys, time
+    from course_lib import connect
+    service = connect(model=sys.argv[1], store="store")
+    again = connect(model=sys.argv[1], store="store", quiet=True)
+    assert again.engine is service.engine and again is not service
+    from tinker import types
+    client = service.create_lora_training_client(base_model=service.base_model, rank=4).result()
+    sampler = client.save_weights_and_get_sampling_client().result()
+    other = service.create_sampling_client(base_model=service.base_model).result()
+    tokens = sampler.get_tokenizer().encode("hello")
+    for maker in (client, other):
+        assert maker.get_tokenizer().encode("hello") == tokens
+    data = [types.Datum(model_input=types.ModelInput.from_ints(tokens[:-1]),
+                        loss_fn_inputs={"target_tokens": tokens[1:], "weights": [1.0] * 4})]
+    client.forward_backward(data, "cross_entropy").result()
+    client.optim_step(types.AdamParams()).result()
+    params = types.SamplingParams(max_tokens=3)
+    sampler.sample(types.ModelInput.from_ints(tokens), 2, params).result()
+    try:
+        client.forward_backward(data, "nonsense").result()
+    except Exception as error:
+        print(type(error).__name__)
+    print("done", time.time())
+"""
+
+
+def test_a_whole_session_says_one_line_and_nothing_on_stderr_and_ends_at_once(
+    tiny_folder: Path, tmp_path: Path
+):
+    """A strict notebook rejects any output on stderr: warnings, progress bars, telemetry failures."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "HTTP_PROXY": "http://127.0.0.1:9"}
+    environment.pop("TINKER_TELEMETRY")
+    del environment["COURSE_STORE"]
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(SESSION), str(tiny_folder)],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    ended = time.time()
+    assert done.stderr == ""
+    first, error, last = done.stdout.splitlines()
+    assert first == (
+        "Calls go to the embedded engine in this process, store "
+        f"{tmp_path / 'store'} (no TINKER_BASE_URL, no TINKER_API_KEY)."
+    )
+    assert error == "RequestFailedError"
+    assert ended - float(last.split()[1]) < 6
+    assert not any((tmp_path / "store" / "scratch").iterdir())
+    assert not (tmp_path / "home" / ".cache" / "huggingface").exists()  # nobody's home was touched
+
+
+def test_a_missing_model_folder_is_said(tmp_path: Path):
+    with pytest.raises(CourseError, match="nowhere"):
+        connect("embedded", model=str(tmp_path / "nowhere"), store=tmp_path / "s")
+
+
+def test_names_that_were_not_taught_still_go_to_the_hub(monkeypatch: pytest.MonkeyPatch):
+    from tinker.lib.public_interfaces import sampling_client, training_client
+
+    from course_lib.client import tokenizers
+
+    asked: list[tuple[str, str | None]] = []
+    monkeypatch.setattr(tokenizers, "_folders", {})
+    for module in (sampling_client, training_client):
+        monkeypatch.setattr(
+            module,
+            "_load_tokenizer_from_model_info",
+            lambda name, folder=None: asked.append((name, folder)),
+        )
+    tokenizers.teach({"course/base": str(ROOT), "not/here": "/nonexistent"})
+    for name in ("course/base", "not/here", "meta-llama/Llama-3.2-1B"):
+        sampling_client._load_tokenizer_from_model_info(name)
+    assert asked == [
+        ("course/base", str(ROOT)),
+        ("not/here", None),
+        ("meta-llama/Llama-3.2-1B", None),
+    ]

@@ -43,7 +43,7 @@ from course_lib.modal_app import write_modal_files
 from course_lib.serve.smoke import smoke_test
 
 if TYPE_CHECKING:
-    import tinker
+    from course_lib.client import CourseService
 
 Progress = Callable[[str, int, int], None]  # (stage, done, total)
 
@@ -68,7 +68,7 @@ class DeployResult:
 
 
 def deploy(
-    service: tinker.ServiceClient,
+    service: CourseService,
     checkpoint: str,
     out: str | Path,
     config: DeployConfig | None = None,
@@ -128,7 +128,7 @@ def _finished(out: Path, key: str) -> Path | None:
 
 
 def _make(
-    service: tinker.ServiceClient,
+    service: CourseService,
     checkpoint: str,
     out: Path,
     work: Path,

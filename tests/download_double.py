@@ -1,6 +1,6 @@
 """A stand-in for the service side of a download: the SDK's calls, and files on a loopback server.
 
-The calls are those of `ServiceClient`, `RestClient` and `TrainingClient`; the real ones are used in
+The calls are those of `CourseService`, `RestClient` and `TrainingClient`; the real ones are used in
 `test_deploy.py` against the embedded engine. Here the server can also misbehave on purpose.
 """
 
@@ -29,8 +29,8 @@ def future(value: Any) -> Future:
 class FileServer:
     """Serves a folder at /files/NAME with ranges and ETags, unless told to do worse."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, chunk_bytes: int = 65536) -> None:
+        self.folder, self.chunk_bytes = folder, chunk_bytes
         self.ranges = True
         self.cut_after: int | None = None  # bytes of a body, once
         self.digest: str | None = None  # a Repr-Digest to claim instead of the true one
@@ -54,7 +54,9 @@ class FileServer:
             return CutResponse(data[:cut], headers={**headers, "etag": etag}, full=len(data))
         if not self.ranges:
             return Response(data, headers=headers)
-        return FileResponse(path, headers=headers)
+        response = FileResponse(path, headers=headers)
+        response.chunk_size = self.chunk_bytes
+        return response
 
 
 class CutResponse(Response):
@@ -80,8 +82,9 @@ class ServiceDouble:
         self.names = sorted(path.name for path in folder.iterdir())
         self.refuse_sampler = False
 
-    # ServiceClient
-    def create_rest_client(self) -> ServiceDouble:
+    # CourseService
+    @property
+    def rest(self) -> ServiceDouble:
         return self
 
     def create_training_client_from_state(self, path: str) -> Future:

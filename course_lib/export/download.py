@@ -29,6 +29,8 @@ from course_lib.export.files import list_files, read_json, safe_path, sha256_fil
 if TYPE_CHECKING:
     import tinker
 
+    from course_lib.client import CourseService
+
 STATE, FILES = "download.json", "files"
 EXPORT_TTL_S = 3600  # the shortest that hosted Tinker takes
 ATTEMPTS = 5  # for one file; each goes on where the last one broke off
@@ -52,7 +54,7 @@ class Download:
 
 
 def download_adapter(
-    service: tinker.ServiceClient,
+    service: CourseService,
     checkpoint: str,
     folder: str | Path,
     *,
@@ -66,7 +68,7 @@ def download_adapter(
     (folder / FILES).mkdir(parents=True, exist_ok=True)
     state = _read_state(folder, checkpoint)
     if "files" not in state:
-        rest = service.create_rest_client()
+        rest = service.rest
         _find_or_make_export(service, rest, checkpoint, folder, state)
         _fetch_all(rest, state["export"], folder / FILES, on_progress)
         names = list_files(folder / FILES)
@@ -84,10 +86,9 @@ def download_adapter(
     )
 
 
-def base_model_of(service: tinker.ServiceClient, checkpoint: str) -> str:
+def base_model_of(rest: tinker.RestClient, checkpoint: str) -> str:
     """The SDK's name of the model that `checkpoint` adapts."""
     checkpoint_kind(checkpoint)
-    rest = service.create_rest_client()
     return ask(rest.get_weights_info_by_tinker_path, checkpoint, place=checkpoint).base_model
 
 
@@ -136,7 +137,7 @@ def _find_or_make_export(
     service: Any, rest: Any, checkpoint: str, folder: Path, state: dict[str, Any]
 ) -> None:
     """Note the external checkpoint whose files are fetched before any of them is."""
-    state.setdefault("base_model", base_model_of(service, checkpoint))
+    state.setdefault("base_model", base_model_of(rest, checkpoint))
     kind = checkpoint_kind(checkpoint)
     if kind == "external":
         state["export"] = checkpoint

@@ -116,6 +116,7 @@ def _adapter_side(
     with warnings.catch_warnings():  # peft warns of merging a tied head in place; we untie it
         warnings.filterwarnings("ignore", message=".*tie_word_embeddings.*")
         warnings.filterwarnings("ignore", message=".*fan_in_fan_out.*")
+        warnings.filterwarnings("ignore", category=FutureWarning)  # between peft and transformers
         model = PeftModel.from_pretrained(load_model(base.path), str(adapter)).eval()
     adapter_logits = _logits(model, ids)
     with model.disable_adapter():

@@ -120,7 +120,7 @@ def machine() -> list[str]:
         accelerator = "Apple GPU (MPS)"
     return [
         f"{os.cpu_count()} cores, {memory_gb:.0f} GB memory, {accelerator}",
-        f"float32 matrices: {matrix_gflops():.0f} GFLOP/s on {torch.get_num_threads()} threads",
+        f"float32 matrices: {matrix_gflops():.0f} GFLOP/s, threads: {torch.get_num_threads()}",
     ]
 
 

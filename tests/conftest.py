@@ -1,4 +1,4 @@
-"""Every test starts from the same place: no key, no server address, no network, a store of its own."""
+"""Every test starts from the same place: no key, no server address, no network, an own store."""
 
 from __future__ import annotations
 
@@ -32,9 +32,36 @@ forget_choices()  # for what is made before the first test: session fixtures, su
 
 @pytest.fixture(autouse=True)
 def isolated(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A test that exports a key or a store cannot reach the next test, nor the learner's own runs."""
+    """What a test exports reaches neither the next test nor the learner's own runs."""
     for name in LEARNERS_CHOICES:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("COURSE_ENV_FILE", "")  # a developer's .env may hold a real key
     monkeypatch.setenv("COURSE_STORE", str(tmp_path / "store"))
     monkeypatch.setenv("COURSE_ENV_FILE", "")  # a key in the developer's .env is not the tests' key
+
+
+@pytest.fixture(scope="session")
+def course_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a random two-layer model that speaks the course's chat template."""
+    import torch
+    from chat_templates import COURSE, byte_tokenizer
+    from transformers import AutoModelForCausalLM, LlamaConfig
+
+    folder = tmp_path_factory.mktemp("course-model")
+    tokenizer = byte_tokenizer(COURSE)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=1024,
+        eos_token_id=tokenizer.eos_token_id,
+        bos_token_id=None,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder

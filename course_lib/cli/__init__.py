@@ -12,7 +12,7 @@ import sys
 import typer
 from typer.exceptions import Abort, TyperException
 
-from course_lib.cli import look, run, serving
+from course_lib.cli import look, run, serving, shipping
 from course_lib.errors import CourseError
 
 app = typer.Typer(
@@ -24,8 +24,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
-for name, command in {**look.COMMANDS, **run.COMMANDS, **serving.COMMANDS}.items():
-    app.command(name)(command)
+for room in (look, run, serving, shipping):
+    for name, command in room.COMMANDS.items():
+        app.command(name)(command)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -21,8 +21,12 @@ from rich.progress import (
 )
 
 # What a learner watches in each phase: the metric's name in metrics.jsonl, and what to call it.
-WATCHED = {"sft": ("loss", "train/nll"), "rl": ("reward", "reward/total")}
-TITLES = {"sft": "SFT", "rl": "GRPO", "eval": "evaluate"}
+WATCHED = {
+    "sft": ("loss", "train/nll"),
+    "rl": ("reward", "reward/total"),
+    "preference": ("accuracy", "preference/accuracy"),
+}
+TITLES = {"sft": "SFT", "rl": "GRPO", "preference": "judge", "eval": "evaluate"}
 
 
 class Bars:
@@ -61,14 +65,20 @@ class Bars:
     def on_step(self, step: int, total: int, metrics: dict[str, Any]) -> None:
         """The hook to hand to `run_all`, `train_sft`, `train_grpo`; the metrics name the phase."""
         phase = metrics["phase"]
-        title, watched = TITLES.get(phase, phase), watched_text(metrics)
+        self._show(TITLES.get(phase, phase), step, total, watched_text(metrics))
+
+    def on_progress(self, stage: str, done: int, total: int) -> None:
+        """The hook to hand to `deploy`."""
+        self._show(stage, done, total, "")
+
+    def _show(self, title: str, step: int, total: int, watched: str) -> None:
         if not self.console.is_terminal:
             if step % max(1, total // 10) == 0:
                 self.console.print(f"{title} {step}/{total} {watched}".rstrip())
             return
-        if phase not in self.tasks:
-            self.tasks[phase] = self.progress.add_task(title, total=total, watched="")
-        self.progress.update(self.tasks[phase], completed=step, total=total, watched=watched)
+        if title not in self.tasks:
+            self.tasks[title] = self.progress.add_task(title, total=total, watched="")
+        self.progress.update(self.tasks[title], completed=step, total=total, watched=watched)
 
 
 def watched_text(metrics: Mapping[str, Any]) -> str:

@@ -23,7 +23,9 @@ def validate(
     model: Model = None,
     max_length: Annotated[int, typer.Option(help="Tokens a conversation may have.")] = 1024,
 ) -> None:
-    """Name every fault of a file of conversations, at its line; exit code 1 if there are errors.
+    """Name every fault of a file of conversations, at its line.
+
+    Exit code 1 if there are errors; the file is never changed.
 
     \b
     posttrain validate data/conversations.jsonl --against data/heldout.jsonl
@@ -47,7 +49,7 @@ def doctor(
     model: Model = None,
     store: Store = None,
 ) -> None:
-    """What is installed, where calls would go and why, how fast this machine is.
+    """What is installed, where calls go, how fast this machine is.
 
     \b
     posttrain doctor
@@ -56,6 +58,17 @@ def doctor(
 
     for line in doctor.examine(backend, model, store):
         print(line, flush=True)
+
+
+def progress() -> None:
+    """Which exercises of the course are solved.
+
+    \b
+    posttrain progress
+    """
+    from course_lib.checks import progress
+
+    progress()
 
 
 def tokenizer_of(model: str | None) -> PreTrainedTokenizerBase:
@@ -74,4 +87,4 @@ def tokenizer_of(model: str | None) -> PreTrainedTokenizerBase:
         ) from error
 
 
-COMMANDS = {"validate": validate, "doctor": doctor}
+COMMANDS = {"validate": validate, "doctor": doctor, "progress": progress}

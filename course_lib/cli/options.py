@@ -27,6 +27,14 @@ Store = Annotated[
     Path | None,
     typer.Option("--store", metavar="DIR", help="Checkpoints; default runs/store."),
 ]
+Config = Annotated[
+    str | None,
+    typer.Option(metavar="tiny|quick|full|FILE.toml", help="Preset or TOML; default tiny."),
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="FIELD=VALUE", help="Any config field; repeatable."),
+]
 Yes = Annotated[bool, typer.Option("--yes", help="Agree to the cost of a hosted run.")]
 
 
@@ -34,19 +42,13 @@ Yes = Annotated[bool, typer.Option("--yes", help="Agree to the cost of a hosted 
 class RunOptions:
     """What `sft`, `rl` and `all` take; None: not given."""
 
-    config: Annotated[
-        str | None,
-        typer.Option(metavar="tiny|quick|full|FILE.toml", help="Preset or TOML; default tiny."),
-    ] = None
+    config: Config = None
     data: Annotated[
         str | None,
         typer.Option(metavar="FILE|NAME", help="Conversations: a file, folder or hub dataset."),
     ] = None
     model: Model = None
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="FIELD=VALUE", help="Any config field; repeatable."),
-    ] = None
+    overrides: Overrides = None
     seed: Annotated[int | None, typer.Option(help="Everything random follows from it.")] = None
     out: Annotated[
         Path | None,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @with_run_options
 def sft(options: RunOptions) -> None:
-    """Supervised fine-tuning with LoRA: the model learns to answer as the data does.
+    """Fine-tune with LoRA: learn to answer as the data does.
 
     \b
     posttrain sft --config tiny
@@ -46,7 +46,7 @@ def rl(
         typer.Option(metavar="tinker://...", help="Start from these weights, not from the base."),
     ] = None,
 ) -> None:
-    """GRPO: sample groups of answers, prefer those that earned more than their siblings.
+    """GRPO: prefer the answers that earned more than their siblings.
 
     \b
     posttrain rl --sft-checkpoint tinker://RUN/weights/NAME --config quick
@@ -64,7 +64,7 @@ def rl(
 
 @with_run_options
 def all_(options: RunOptions) -> None:
-    """The whole job: SFT, then GRPO, each judged on held-out problems beside the base model.
+    """SFT, then GRPO, each judged on held-out problems.
 
     \b
     posttrain all --config tiny
@@ -117,6 +117,8 @@ def opened_run(command: str, options: RunOptions) -> Iterator[Run]:
     except Exception:
         if not existed and [file.name for file in out.glob("*")] == ["config.json"]:
             shutil.rmtree(out)
+            with suppress(OSError):  # it holds other runs
+                out.parent.rmdir()
         raise
 
 

@@ -24,7 +24,9 @@ def engine(
         Path | None, typer.Option(metavar="FILE", help="One learner a line: NAME KEY.")
     ] = None,
 ) -> None:
-    """A Tinker-compatible server of your own; it prints what other programs must export.
+    """A Tinker-compatible server, for other programs.
+
+    It prints what they must export, then answers until Ctrl-C.
 
     \b
     posttrain engine --port 8100
@@ -52,7 +54,9 @@ def chat(
     store: Store = None,
     yes: Yes = False,
 ) -> None:
-    """Talk to checkpoints, side by side if there are several; without one, to the base model.
+    """Talk to checkpoints, side by side if there are several.
+
+    Without one the base model answers. An empty line ends the conversation.
 
     \b
     posttrain chat tinker://RUN/sampler_weights/NAME

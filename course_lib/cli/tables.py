@@ -33,15 +33,14 @@ def report_table(report: Mapping[str, Any]) -> Table:
 
 def _cells(numbers: Mapping[str, Any]) -> list[str]:
     low, high = numbers.get("interval") or (None, None)
-    nll = numbers.get("heldout_nll")
     return [
         percent(numbers["accuracy"]),
         "-" if low is None else f"{100 * low:.0f}-{100 * high:.0f} %",
         percent((numbers.get("greedy") or {}).get("accuracy")),
-        f"{numbers['mean_reward']:.2f}",
+        _fixed(numbers["mean_reward"], 2),
         percent(numbers["worked_share"]),
-        "-" if nll is None else f"{nll:.2f}",
-        f"{numbers['seconds']:.0f}",
+        _fixed(numbers.get("heldout_nll"), 2),
+        _fixed(numbers["seconds"], 0),
     ]
 
 
@@ -54,6 +53,10 @@ def percent(share: float | None) -> str:
     return "-" if share is None else f"{share:.0%}".replace("%", " %")
 
 
+def _fixed(value: float | None, decimals: int) -> str:
+    return "-" if value is None else f"{value:.{decimals}f}"
+
+
 def print_report(config: RunConfig, out: Path, report: Mapping[str, Any]) -> None:
     """The end of `posttrain all`: the table, what was made, what to type next."""
     from course_lib.plots.run import save_run_figures
@@ -62,10 +65,13 @@ def print_report(config: RunConfig, out: Path, report: Mapping[str, Any]) -> Non
     console.print(report_table(report))
     if report["note"]:
         print(report["note"])
+    if (win_rate := (report["rl"] or {}).get("win_rate_vs_sft")) is not None:
+        print(f"The judge prefers GRPO's answer to SFT's in {percent(win_rate)} of the pairs.")
     made = report["checkpoints"]
     print_paths({"folder": out, **save_run_figures(out), **made})
     sampler_path = made["rl_sampler" if "rl" in made else "sft_sampler"]
-    print_next(config, ["chat", "--base", sampler_path])
+    ship = ["deploy", "--checkpoint", made.get("rl", made["sft"])]
+    print_next(config, ["chat", "--base", sampler_path], ship)
 
 
 def print_result(config: RunConfig, out: Path, checkpoint: Checkpoint) -> None:
@@ -89,6 +95,11 @@ def print_next(config: RunConfig, *commands: list[str]) -> None:
     """What one can do now: whole commands, with the options that lead to the same place."""
     place = {"model": config.model_name, "store": config.store, "backend": config.backend}
     options = [f"--{name}={value}" for name, value in place.items() if value not in (None, "auto")]
+    print_commands(*(["posttrain", *command, *options] for command in commands))
+
+
+def print_commands(*commands: list[str]) -> None:
+    """Whole commands, quoted for a shell, ready to be copied."""
     print("\nNext:")
     for command in commands:
-        print(f"  {shlex.join(['posttrain', *command, *options])}")
+        print(f"  {shlex.join(command)}")

@@ -1,0 +1,116 @@
+"""Commands that bring a checkpoint to other people: deploy, serve, rollback."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from course_lib.cli.options import Backend, Config, Model, Overrides, Store, Yes
+
+if TYPE_CHECKING:
+    from course_lib.deploy import DeployResult
+    from course_lib.export.hub import UploadPlan
+
+Folder = Annotated[Path, typer.Argument(metavar="DIR", help="What posttrain deploy made.")]
+
+
+def deploy(
+    checkpoint: Annotated[str, typer.Option(metavar="tinker://...", help="What to deploy.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Its last part names the model.")] = Path(
+        "deploys/posttrain"
+    ),
+    upload: Annotated[
+        str | None,
+        typer.Option(metavar="OWNER/NAME", help="Also to the Hugging Face Hub, private."),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only list what --upload would send.")
+    ] = False,
+    config: Config = None,
+    overrides: Overrides = None,
+    backend: Backend = None,
+    model: Model = None,
+    store: Store = None,
+    yes: Yes = False,
+) -> None:
+    """Download, merge, prove, wrap up: a folder that can be served.
+
+    Here with posttrain serve, elsewhere with the Modal app that is written beside the model.
+
+    \b
+    posttrain deploy --checkpoint tinker://RUN/weights/NAME
+    posttrain deploy --checkpoint tinker://RUN/weights/NAME --upload ada/sums --dry-run
+    """
+    from course_lib.cli.bars import Bars
+    from course_lib.client import choose, connect
+    from course_lib.config import load_config
+    from course_lib.deploy import deploy as make
+    from course_lib.export.hub import upload as send
+
+    settings = load_config(config, overrides or []).deploy
+    repository = upload or settings.hf_repo_name
+    sends = bool(upload or settings.upload_to_hf) and not dry_run
+    settings = replace(settings, upload_to_hf=sends, hf_repo_name=repository)
+    loaded = model if choose(backend).backend == "embedded" else None  # elsewhere: only merged into
+    service = connect(backend, model=loaded, store=store, confirm=yes)
+    with Bars() as bars:
+        result = make(service, checkpoint, out, settings, base=model, on_progress=bars.on_progress)
+    _print_result(result, out)
+    plan = result.upload
+    if dry_run and repository:
+        plan = send(result.model, repository, private=settings.private, dry_run=True)
+    if plan:
+        _print_upload(plan)
+
+
+def serve(
+    folder: Folder,
+    port: Annotated[int, typer.Option(help="0 takes a free one.")] = 8000,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+) -> None:
+    """Serve a deployed model to OpenAI-compatible clients.
+
+    The key that they need is POSTTRAIN_API_KEY, or a new one that is printed.
+
+    \b
+    posttrain serve deploys/posttrain --port 8000
+    """
+    from course_lib.serve import serve as run
+
+    run(folder, host=host, port=port)
+
+
+def rollback(folder: Folder) -> None:
+    """Make the version before the current one current again.
+
+    Nothing is deleted. A running server serves what it has loaded: start it again.
+
+    \b
+    posttrain rollback deploys/posttrain
+    """
+    from course_lib.export.versions import rollback as go_back
+
+    print(f"current version: {go_back(folder)}")
+
+
+def _print_result(result: DeployResult, out: Path) -> None:
+    from course_lib.cli.tables import print_commands, print_paths
+
+    known = "was finished already" if result.reused else f"made in {result.seconds:.0f} s"
+    print(f"{result.version.name} {known}; it is the adapter, merged, and passed the smoke test")
+    app = result.version / "modal_app.py"
+    print_paths({"model": result.model, "adapter": result.adapter, "Modal app": app})
+    print_commands(["posttrain", "serve", str(out)], ["modal", "run", str(app)])
+
+
+def _print_upload(plan: UploadPlan) -> None:
+    who = "private" if plan.private else "public"
+    print(f"{'Uploaded to' if plan.url else 'Would upload to'} {plan.url or plan.repo} ({who}):")
+    for name, size in plan.files:
+        print(f"  {size:>12,} bytes  {name}")
+
+
+COMMANDS = {"deploy": deploy, "serve": serve, "rollback": rollback}

@@ -1,0 +1,385 @@
+"""`posttrain`, as a person types it: what it prints, what it leaves behind, how it says no."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from course_lib.cli import main
+
+PROJECT = Path(__file__).resolve().parent.parent
+SMALL = [
+    "--set", "sft.max_steps=3", "--set", "sft.eval_every=0", "--set", "rl.steps=2",
+    "--set", "rl.group_size=2", "--set", "rl.prompts_per_step=2", "--set", "rl.max_tokens=8",
+    "--set", "rl.reward=length", "--set", "eval_problems=4",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def server(course_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict]:
+    """`posttrain engine` in a process of its own; what it tells other programs to export."""
+    store = tmp_path_factory.mktemp("store")
+    command = [sys.executable, "-m", "course_lib.cli", "engine"]
+    process = subprocess.Popen(
+        [*command, "--model", str(course_model), "--store", str(store)],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    lines = [process.stdout.readline().strip() for _ in range(2)]
+    yield dict(line.split("=", 1) for line in lines)
+    process.terminate()
+    process.wait(20)
+
+
+@pytest.fixture
+def online(server: dict, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The calls of this test go to the server."""
+    for name, value in server.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("NO_PROXY", "")  # connect() adds to it; put back after the test
+
+
+@pytest.fixture
+def embedded(course_model: Path, tmp_path: Path) -> Iterator[list[str]]:
+    """Options for an engine in this process, which ends with the test."""
+    from course_lib.engine import server
+
+    options = ["--backend", "embedded", "--model", str(course_model)]
+    yield [*options, "--store", str(tmp_path / "embedded-store")]
+    for engine in list(server._running.values()):
+        engine.stop()
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A working folder that is not the project's: nothing may depend on it."""
+    folder = tmp_path / "elsewhere"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+
+
+@pytest.fixture
+def mine(tmp_path: Path) -> Path:
+    """Sixteen conversations of the shipped file: a run of seconds."""
+    file = tmp_path / "mine.jsonl"
+    rows = (PROJECT / "data" / "conversations.jsonl").read_text(encoding="utf-8").splitlines()
+    file.write_text("\n".join(rows[:16]) + "\n", encoding="utf-8")
+    return file
+
+
+def files() -> list[str]:
+    return sorted(str(path) for path in Path().rglob("*"))
+
+
+# --------------------------------------------------------------------------------------------------
+# The main job
+
+
+@pytest.fixture
+def small(mine: Path) -> list[str]:
+    """Options that make a run small, on the sums environment (answers can be checked)."""
+    own = ["--data", str(mine), "--set", "rl.environment=sums", "--set", f"eval_path={mine}"]
+    return ["--config", "tiny", *own, *SMALL]
+
+
+def test_all_prints_the_table_and_commands_that_work(online, small, capsys):
+    assert main(["all", *small, "--out", "run"]) == 0
+    out = capsys.readouterr().out
+
+    for stage in ("base", "SFT", "GRPO"):
+        assert re.search(rf"{stage} +\d+ % +\d+-\d+ %", out), stage
+    report = json.loads(Path("run/report.json").read_text())
+    for path in report["checkpoints"].values():
+        assert path in out
+    for figure in ("sft_loss.png", "reward.png", "accuracy.png"):
+        assert (Path("run") / figure).stat().st_size > 10_000
+    chat = next(line.split() for line in out.splitlines() if line.startswith("  posttrain chat"))
+
+    assert main([*chat[1:], "--prompt", "What is 1 + 2 + 3?", "--max-tokens", "4"]) == 0
+    assert re.search(r"^base: .*^rl-00002-\w+: ", capsys.readouterr().out, re.M | re.S)
+
+
+def test_sft_then_rl_from_its_checkpoint(online, small, capsys):
+    assert main(["sft", *small, "--out", "first"]) == 0
+    out = capsys.readouterr().out
+    go_on = next(line.split() for line in out.splitlines() if line.startswith("  posttrain rl"))
+
+    assert main([*go_on[1:], *small, "--out", "second"]) == 0
+    assert "reward.png" in capsys.readouterr().out
+
+
+def test_own_conversations_without_checkable_answers_go_all_the_way(online, mine, capsys):
+    own = [option.replace("rl.reward=length", "preference.max_steps=2") for option in SMALL]
+
+    assert main(["all", "--data", str(mine), *own, "--out", "run"]) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    report = json.loads(Path("run/report.json").read_text())
+    assert report["base"]["accuracy"] is None
+    assert report["note"] and " ".join(report["note"].split()) in out
+
+
+def test_a_finished_run_resumed_changes_nothing(online, small, capsys):
+    main(["all", *small, "--out", "run"])
+    before = Path("run/metrics.jsonl").read_bytes()
+
+    assert main(["all", "--resume", "run"]) == 0
+    assert Path("run/metrics.jsonl").read_bytes() == before
+
+
+def test_progress_is_on_stderr_and_names_step_and_loss(online, small, capsys):
+    main(["sft", *small, "--out", "run"])
+    shown = capsys.readouterr().err.splitlines()
+
+    assert re.fullmatch(r"SFT 2/2 loss \d\.\d{3}", shown[-1])
+
+
+def test_chat_remembers_what_was_said(online, monkeypatch, capsys):
+    lines = iter(["first", "second", ""])
+    monkeypatch.setattr("builtins.input", lambda prompt: next(lines))
+
+    assert main(["chat", "--max-tokens", "4", "--temperature", "0"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) >= 3  # where the calls go, then two answers
+
+
+def test_a_proxy_in_the_environment_does_not_swallow_calls_to_this_machine(
+    online, monkeypatch, capsys
+):
+    # Once ServiceClient hung without a word here: httpx sent loopback calls to the proxy.
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    began = time.monotonic()
+
+    assert main(["chat", "--prompt", "hello", "--max-tokens", "2"]) == 0
+    assert time.monotonic() - began < 30
+
+
+# --------------------------------------------------------------------------------------------------
+# Bad input: one line, exit code 1 or 2, nothing half-written
+
+
+def no_tokenizer(course_model: Path, tmp_path: Path) -> str:
+    folder = tmp_path / "no-tokenizer"
+    folder.mkdir()
+    for name in ("config.json", "model.safetensors"):
+        (folder / name).write_bytes((course_model / name).read_bytes())
+    return str(folder)
+
+
+BAD_INPUT: dict[str, tuple[list[str], int, str]] = {
+    "missing file": (["all", "--data", "missing.jsonl"], 1, r"^missing\.jsonl: No such file"),
+    "missing file to validate": (["validate", "missing.jsonl"], 1, r"^missing\.jsonl: No such"),
+    "unknown preset": (["all", "--config", "qick"], 1, r"'qick'.*did you mean quick"),
+    "missing preset file": (["all", "--config", "my.toml"], 1, r"^my\.toml: No such file"),
+    "unknown field": (["sft", "--set", "stpes=3"], 1, r"'stpes' is unknown; did you mean .*steps"),
+    "field without value": (["sft", "--set", "steps"], 1, r"'steps' has no '='"),
+    "value of the wrong type": (["sft", "--set", "epochs=two"], 1, r"epochs.*'two'"),
+    "value out of range": (["sft", "--set", "epochs=-1"], 1, r"epochs: -1 is out of range"),
+    "negative seed": (["all", "--seed", "-1"], 1, r"seed: -1 is out of range"),
+    "run to resume is not there": (["all", "--resume", "nowhere"], 1, r"^nowhere: holds no run"),
+    "resume with other settings": (["all", "--resume", "x", "--seed", "1"], 1, r"^--resume: "),
+    "no key for hosted": (["all", "--backend", "hosted", "--yes"], 1, r"^TINKER_API_KEY: .*not se"),
+    "no such back end": (["all", "--backend", "cloud"], 1, r"'cloud' is not a back end"),
+    "engine open to others": (["engine", "--host", "0.0.0.0"], 1, r"^--host 0\.0\.0\.0: .*--keys"),
+    "alias without a folder": (["engine", "--alias", "x"], 1, r"^--alias: 'x' is no alias"),
+    "unknown command": (["trian"], 2, r"^posttrain: No such command 'trian'.*--help"),
+    "unknown option": (["all", "--sed", "1"], 2, r"^posttrain all: No such option: --sed"),
+    "option without a number": (["all", "--seed", "x"], 2, r"^posttrain all: .*--seed.*integer"),
+}  # fmt: skip
+
+
+def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
+    """Exit code and the one line on stderr; nothing is left in the working folder."""
+    code = main(arguments)
+    captured = capsys.readouterr()
+    lines = captured.err.splitlines()
+    assert len(lines) == 1, captured.err
+    assert "Traceback" not in captured.err
+    assert files() == []
+    return code, lines[0]
+
+
+@pytest.mark.parametrize("case", BAD_INPUT)
+def test_bad_input_gets_one_line_and_leaves_nothing(case: str, capsys):
+    arguments, code, line = BAD_INPUT[case]
+    found = refused(arguments, capsys)
+
+    assert found[0] == code
+    assert re.search(line, found[1]), found[1]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [
+            "rl",
+            "--sft-checkpoint",
+            "tinker://0123456789ab:train:0/weights/gone",
+            "--config",
+            "tiny",
+        ],
+        ["chat", "tinker://0123456789ab:train:0/sampler_weights/gone", "--prompt", "hello"],
+        ["chat", "runs/quick", "--prompt", "hello"],
+    ],
+)
+def test_a_checkpoint_that_is_not_there_is_named(online, capsys, arguments):
+    code, line = refused(arguments, capsys)
+
+    assert code == 1 and ("gone" in line or "runs/quick: is no checkpoint" in line)
+
+
+def test_a_model_folder_without_a_tokenizer_is_named(course_model, tmp_path, capsys):
+    folder = no_tokenizer(course_model, tmp_path)
+    code, line = refused(["all", "--backend", "embedded", "--model", folder], capsys)
+
+    assert code == 1 and line.startswith(f"{folder}: ") and "tokenizer" in line
+
+
+def test_an_address_where_nobody_answers_is_given_up_within_ten_seconds(monkeypatch, capsys):
+    # The SDK alone tries again for minutes, silently.
+    monkeypatch.setenv("TINKER_BASE_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("TINKER_API_KEY", "tml-test")
+    began = time.monotonic()
+    code, line = refused(["all", "--config", "tiny"], capsys)
+
+    assert code == 1 and line.startswith("http://127.0.0.1:9: no Tinker server can be reached")
+    assert time.monotonic() - began < 10
+
+
+def test_a_hosted_run_is_not_started_without_consent(monkeypatch, capsys):
+    monkeypatch.setenv("TINKER_API_KEY", "tml-never-shown")
+    monkeypatch.setattr("sys.stdin", open(os.devnull))  # noqa: SIM115
+    code = main(["all", "--backend", "hosted"])
+    captured = capsys.readouterr()
+
+    assert code == 1
+    assert re.search(r"Estimate: about [\d,]+ tokens trained on", captured.out)
+    assert "--yes" in captured.err and len(captured.err.splitlines()) == 1
+    assert "tml-never-shown" not in captured.out + captured.err
+
+
+def test_a_row_over_the_length_limit_is_named_by_validate(course_model, tmp_path, capsys):
+    file = tmp_path / "long.jsonl"
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b " * 2000}]
+    file.write_text('{"messages": ' + json.dumps(turns) + "}\n")
+
+    assert main(["validate", str(file), "--model", str(course_model)]) == 1
+    assert re.search(rf"{file}:1: \d+ tokens, max_length is 1024;", capsys.readouterr().out)
+
+
+def test_a_row_over_the_models_context_is_refused_in_training(online, tmp_path, capsys):
+    file = tmp_path / "long.jsonl"
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b " * 2000}]
+    file.write_text('{"messages": ' + json.dumps(turns) + "}\n")
+    options = ["--data", str(file), "--set", "max_length=4096", "--set", "eval_path=none"]
+    code, line = refused(["sft", *options], capsys)
+
+    assert code == 1 and "context" in line and "1024" in line
+
+
+def test_a_full_disk_while_saving_is_one_line_and_the_run_can_go_on(
+    embedded, small, tmp_path, monkeypatch, capsys
+):
+    def full(*arguments: object, **options: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as disk:
+        disk.setattr("safetensors.torch.save_file", full)
+        assert main(["sft", *small, *embedded, "--out", "run"]) == 1
+    captured = capsys.readouterr()
+    lines = [line for line in captured.err.splitlines() if not line.startswith("SFT ")]
+
+    assert len(lines) == 1 and "No space left on device" in lines[0] and "--resume" in lines[0]
+    assert not list((tmp_path / "embedded-store").rglob("*.safetensors"))
+    assert main(["sft", "--resume", "run"]) == 0
+
+
+# --------------------------------------------------------------------------------------------------
+# Looking, without changing
+
+
+def test_every_planted_fault_is_named_at_its_line(course_model, capsys):
+    broken = str(PROJECT / "data" / "broken.jsonl")
+    before = Path(broken).read_bytes()
+
+    assert main(["validate", broken, "--model", str(course_model)]) == 1
+    assert len(re.findall(r"^.*broken\.jsonl:\d+: .+; .+$", capsys.readouterr().out, re.M)) > 20
+    assert Path(broken).read_bytes() == before
+
+
+def test_the_shipped_conversations_are_clean(course_model, capsys):
+    assert main(["validate", "data/conversations.jsonl", "--model", str(course_model)]) == 0
+    assert "0 errors, 0 warnings, fit to train on" in capsys.readouterr().out
+
+
+def test_doctor_tells_where_calls_go_and_never_shows_the_key(online, server, capsys):
+    assert main(["doctor"]) == 0
+    out = capsys.readouterr().out
+
+    assert "tinker 0.38" in out and "course/base" in out
+    assert f"{server['TINKER_BASE_URL']}, because TINKER_BASE_URL is set" in out
+    assert server["TINKER_API_KEY"] not in out
+
+
+def test_doctor_measures_what_each_preset_takes(embedded, capsys):
+    assert main(["doctor", *embedded]) == 0
+    lines = capsys.readouterr().out.splitlines()
+
+    for preset in ("tiny", "quick", "full"):
+        assert any(re.match(rf"  {preset} +\d+ (s|min) +SFT step", line) for line in lines), preset
+
+
+def commands() -> list[str]:
+    from course_lib.cli import app
+
+    return [command.name for command in app.registered_commands if command.name]
+
+
+@pytest.mark.parametrize("command", commands())
+def test_each_commands_help_holds_an_example_that_parses(command: str, capsys):
+    from typer.main import get_command
+
+    from course_lib.cli import app
+
+    assert main([command, "--help"]) == 0
+    found = re.findall(rf"^ +posttrain ({command}\b.*)$", capsys.readouterr().out, re.M)
+    assert found
+    for example in found:
+        name, *rest = example.replace('"', "").split()
+        get_command(app).commands[name].make_context(name, rest)
+
+
+def test_help_answers_at_once():
+    """0.25 s measured on two cores; five times that is a heavy import at the top of a module."""
+    command = [sys.executable, "-X", "importtime", "-m", "course_lib.cli", "--help"]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+
+    for heavy in ("torch", "transformers", "tinker", "numpy", "matplotlib"):
+        assert not re.search(rf"\| +{heavy}$", shown.stderr, re.M), heavy
+    assert "Commands:" in shown.stdout
+
+
+def test_without_a_command_the_help_is_shown(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["posttrain"])
+
+    assert main() == 0
+    assert "posttrain all --config tiny" in capsys.readouterr().out
+
+
+def test_a_fault_of_ours_keeps_its_traceback(monkeypatch):
+    """One line is for what a person can mend; a bug must not hide behind it."""
+
+    def broken(*arguments: object, **options: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("course_lib.pipeline.saved_config", broken)
+    with pytest.raises(ZeroDivisionError):
+        main(["all", "--resume", "x"])

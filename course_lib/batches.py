@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from course_lib.errors import CourseError
 from course_lib.rendering import Rendered
@@ -38,10 +38,8 @@ def make_datum(rendered: Rendered, max_length: int | None = None) -> tinker.Datu
     if not any(weights[1:]):
         remedy = "render a conversation that has an answer after its first token"
         raise CourseError(place, "no token of it is trained on", remedy)
-    return tinker.Datum(
-        model_input=tinker.ModelInput.from_ints(tokens[:-1]),
-        loss_fn_inputs={"target_tokens": tokens[1:], "weights": weights[1:]},
-    )
+    inputs: dict[str, Any] = {"target_tokens": tokens[1:], "weights": weights[1:]}
+    return tinker.Datum(tinker.ModelInput.from_ints(tokens[:-1]), inputs)
 
 
 def make_rl_datum(
@@ -58,7 +56,7 @@ def make_rl_datum(
     import tinker
 
     n_read = len(prompt_tokens) - 1  # targets that belong to the prompt: the first token is none
-    if n_read < 0 or not completion_tokens:
+    if n_read < 0 or len(completion_tokens) == 0:
         finding = f"{len(prompt_tokens)} prompt and {len(completion_tokens)} completion tokens"
         raise CourseError("make_rl_datum", finding, "give at least one of each")
     if not len(completion_tokens) == len(logprobs) == len(advantages):
@@ -66,14 +64,12 @@ def make_rl_datum(
         finding = f"completion tokens, logprobs and advantages have lengths {lengths}"
         raise CourseError("make_rl_datum", finding, "give one logprob and advantage per token")
     tokens = [*prompt_tokens, *completion_tokens]
-    return tinker.Datum(
-        model_input=tinker.ModelInput.from_ints(tokens[:-1]),
-        loss_fn_inputs={
-            "target_tokens": tokens[1:],
-            "logprobs": [0.0] * n_read + list(logprobs),
-            "advantages": [0.0] * n_read + list(advantages),
-        },
-    )
+    inputs: dict[str, Any] = {
+        "target_tokens": tokens[1:],
+        "logprobs": [0.0] * n_read + list(logprobs),
+        "advantages": [0.0] * n_read + list(advantages),
+    }
+    return tinker.Datum(tinker.ModelInput.from_ints(tokens[:-1]), inputs)
 
 
 def epoch_batches(n: int, batch_size: int, seed: int, epoch: int) -> list[list[int]]:

@@ -26,7 +26,7 @@ DEFAULT_TEMPLATE = (
     "{% if add_generation_prompt %}{{ 'assistant:\n' }}{% endif %}"
 )
 
-# Unicode reserves this character for use inside programs; a text that holds it loses it.
+# Unicode keeps this character for use inside programs; a text that holds it loses it in `encode`.
 _SEAM = "\ufdd0"
 
 
@@ -96,5 +96,4 @@ def _control_tokens(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str]:
 
 
 def _broken_up(content: str, control_token: re.Pattern[str]) -> str:
-    content = content.replace(_SEAM, "")
     return control_token.sub(lambda found: found[0][0] + _SEAM + found[0][1:], content)

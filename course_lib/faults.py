@@ -224,7 +224,7 @@ def _content_faults(content: str, place: str, line: int) -> list[Fault]:
     return faults
 
 
-def _order_faults(roles: list[str], line: int) -> list[Fault]:
+def _order_faults(roles: list[Any], line: int) -> list[Fault]:
     faults = []
     talk = [(number, role) for number, role in enumerate(roles, 1) if role != "system"]
     for number, role in enumerate(roles, 1):

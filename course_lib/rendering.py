@@ -17,7 +17,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from course_lib.chat_text import as_dicts, chat_text, encode, end_of_turn
 from course_lib.conversations import Conversation, Message
@@ -76,11 +76,12 @@ def render_prompt(messages: Sequence[Message], tokenizer: PreTrainedTokenizerBas
 
 def stop_token_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """What ends a completion: the template's end-of-turn token, and end of text if it differs."""
-    names = dict.fromkeys([end_of_turn(tokenizer), tokenizer.eos_token])  # a set that keeps order
-    ids = [tokenizer.convert_tokens_to_ids(name) for name in names if name]
-    if not ids:
+    both = dict.fromkeys([end_of_turn(tokenizer), tokenizer.eos_token])  # a set that keeps order
+    names = [str(name) for name in both if name]
+    if not names:
         remedy = "set tokenizer.eos_token to one of its tokens"
         raise CourseError("tokenizer", "it has no token that ends a message", remedy)
+    ids: Any = tokenizer.convert_tokens_to_ids(names)
     return ids
 
 
@@ -88,7 +89,9 @@ def parse_completion(tokens: Sequence[int], tokenizer: PreTrainedTokenizerBase) 
     """The text of sampled tokens before the stop token; stray special tokens are not hidden."""
     stops = stop_token_ids(tokenizer)
     said = list(takewhile(lambda token: token not in stops, tokens))
-    return tokenizer.decode(said, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    text = tokenizer.decode(said, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    assert isinstance(text, str), "one list of tokens is one text"
+    return text
 
 
 def _turns_to_learn(
@@ -173,14 +176,16 @@ def _spans_by_marks(
     from transformers.utils.chat_template_utils import render_jinja_template
 
     template = tokenizer.get_chat_template() if tokenizer.chat_template else ""
-    marks, text = [], ""
+    text, marks = "", []
     if re.search(r"\{%-?\s*generation\s*-?%\}", template):
-        [text], [marks] = render_jinja_template(
+        names: dict[str, Any] = dict(tokenizer.special_tokens_map)  # bos_token, eos_token ...
+        rendered: Any = render_jinja_template(
             [as_dicts(messages, tokenizer)],
             chat_template=template,
             return_assistant_tokens_mask=True,
-            **tokenizer.special_tokens_map,
+            **names,
         )
+        [text], [marks] = rendered
     answers = [index for index, message in enumerate(messages) if message.role == "assistant"]
     if len(marks) != len(answers):
         finding = "the chat template leaves in doubt which tokens are the answer"

@@ -94,6 +94,7 @@ def planted() -> list[tuple[bytes, tuple[str, ...]]]:
          ("same_role_twice", "last_not_assistant")),
         (chat(("user", "Is anybody there?")), ("no_assistant",)),
         (chat(("system", "Be brief."), ("assistant", "Hi.")), ("no_user",)),
+        (chat(("assistant", "Hi."), ("user", "Hello.")), ("last_not_assistant", "no_user")),
         (chat(("assistant", "Hello."), ("user", "Hi."), ("assistant", "How are you?")),
          ("assistant_first",)),
         (row("Hello.", "Hi.", "Bye."), ("last_not_assistant",)),

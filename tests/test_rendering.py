@@ -25,7 +25,7 @@ from chat_templates import (
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from course_lib.chat_text import chat_text, encode, end_of_turn
@@ -197,6 +197,19 @@ def test_a_sentencepiece_tokenizer_gets_no_space_between_header_and_answer() -> 
     pairs = zip(rendered.tokens, rendered.weights, strict=True)
     kept = [token for token, weight in pairs if weight]
     assert tokenizer.convert_ids_to_tokens(kept) == ["yes", "</s>"]
+
+
+def test_a_tokenizer_that_begins_every_text_adds_no_second_beginning() -> None:
+    """Llama's `encode` adds a beginning of text; its template writes one already."""
+    tokenizer = byte_tokenizer(LLAMA3)
+    begin, begin_id = "<|begin_of_text|>", tokenizer.convert_tokens_to_ids("<|begin_of_text|>")
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{begin} $A", special_tokens=[(begin, begin_id)]
+    )
+    assert tokenizer.encode("a")[0] == begin_id  # or the test would show nothing
+    chat = conversation("one", "two")
+    assert render_conversation(chat, tokenizer).tokens.count(begin_id) == 1
+    assert render_prompt(chat.prompt, tokenizer).count(begin_id) == 1
 
 
 # --------------------------------------------------------------------------------------------------

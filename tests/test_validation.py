@@ -174,7 +174,9 @@ def test_a_duplicate_is_the_same_conversation_however_its_json_is_spelt(tmp_path
 def test_leakage_is_the_same_question_whatever_its_answer_case_or_system_message(
     tmp_path: Path,
 ) -> None:
-    heldout = write(tmp_path / "heldout.jsonl", row("other", "a"), row("What is  2 + 2?", "4"))
+    heldout = write(
+        tmp_path / "heldout.jsonl", row("other"), row("What is  2 + 2?"), row("what is 2 + 2?")
+    )
     system = {"role": "system", "content": "Be brief."}
     leaked = json.loads(row("what is 2 + 2?", "Four."))["messages"]
     with_system = json.dumps({"messages": [system, *leaked]}).encode() + b"\n"
@@ -289,6 +291,7 @@ def test_a_dataset_is_validated_by_the_same_rules(tmp_path: Path) -> None:
     import datasets
 
     rows = [json.loads(line) for line in (row("1"), row(""), row("1"))]
+    rows[0]["messages"][0]["name"] = None  # Arrow fills the gaps of other rows with nulls
     path = tmp_path / "rows.parquet"
     datasets.Dataset.from_list([{**one, "id": 7} for one in rows]).to_parquet(path)
     assert found(path) == [(2, "empty_content"), (3, "duplicate_row")]

@@ -261,7 +261,7 @@ SESSION = """
 def test_a_whole_session_says_one_line_and_nothing_on_stderr_and_ends_at_once(
     tiny_folder: Path, tmp_path: Path
 ):
-    """A strict notebook rejects any output on stderr: warnings, progress bars, telemetry failures."""
+    """A strict notebook rejects any output on stderr: warnings, progress bars, telemetry."""
     environment = os.environ | {"PYTHONPATH": str(ROOT), "HTTP_PROXY": "http://127.0.0.1:9"}
     environment.pop("TINKER_TELEMETRY")
     del environment["COURSE_STORE"]

@@ -76,6 +76,9 @@ ROUTES: list[tuple[str, str, Handler]] = [
     ("POST", "sessions/search", listing.search_sessions),
     ("GET", "sessions", listing.sessions),
     ("GET", "sessions/{session}", listing.session),
+    ("GET", "billing/usage/checkpoints/current", listing.storage_usage),
+    ("GET", "billing/usage/events", listing.hosted_only),
+    ("GET", "audit", listing.hosted_only),
     ("PUT", "sessions/{session}/project", listing.session_project),
 ]
 

@@ -217,6 +217,23 @@ def _copy_files(source: Path, target: Path) -> None:
             shutil.copyfile(file, target / file.name)
 
 
+def storage_usage(rooms: Rooms, owner: str, project_id: str | None) -> dict[str, Any]:
+    """What the owner's checkpoints take on this disk; it costs nothing."""
+    sizes = [
+        checkpoint.size_bytes
+        for run in visible_runs(rooms, owner, project_id)
+        for checkpoint in rooms.store.checkpoints(run.run_id)
+    ]
+    used = {
+        "project_id": project_id,
+        "user_name": owner,
+        "checkpoint_count": len(sizes),
+        "size_bytes": sum(sizes),
+        "size_gigabytes": sum(sizes) / 1e9,
+    }
+    return {"data": [used]}
+
+
 def visible_session(rooms: Rooms, owner: str, session_id: str) -> SessionRecord:
     record = rooms.store.session(session_id)
     if record is None or not (rooms.single_owner or record.owner == owner):

@@ -142,5 +142,14 @@ async def trace(call: Call) -> Any:
     return call.rooms.worker.trace.export(session_id)
 
 
+async def storage_usage(call: Call) -> Any:
+    project = call.request.query_params.get("project_id")
+    return await asyncio.to_thread(catalogue.storage_usage, call.rooms, call.owner, project)
+
+
+async def hosted_only(call: Call) -> Any:
+    raise RequestError("Bills and audit logs are hosted Tinker's; this engine keeps none")
+
+
 async def session_project(call: Call) -> Any:
     raise RequestError("Projects are a matter of hosted Tinker; this engine has none to move to")

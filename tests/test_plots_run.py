@@ -34,9 +34,11 @@ def every_figure():
 
 
 def test_the_loss_figure_plots_each_steps_loss_and_each_heldout_loss():
-    lines = sft_loss_figure(ROWS).axes[0].lines
+    each, mean, heldout = sft_loss_figure(ROWS).axes[0].lines
 
-    assert [line.get_xydata().tolist() for line in lines] == [[[1, 2.0], [2, 1.0]], [[2, 1.25]]]
+    assert each.get_xydata().tolist() == [[1, 2.0], [2, 1.0]]
+    assert mean.get_xydata().tolist() == [[1, 2.0], [2, 1.0]]  # neighbours on one side only
+    assert heldout.get_xydata().tolist() == [[2, 1.25]]
 
 
 def test_the_reward_figure_plots_reward_worked_answers_and_dead_groups():

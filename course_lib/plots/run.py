@@ -44,11 +44,11 @@ def sft_loss_figure(rows: Rows) -> Figure:
     heldout_steps, heldout = series(rows, "sft", "test/nll", required=False)
     with course_style():
         figure, axes = new_figure()
-        axes.plot(steps, losses, color=BLUE, linestyle="-", marker="", label="training batches")
+        _noisy_line(axes, steps, losses, BLUE, "training batches, mean of 9")
         if heldout_steps:
             style = {"color": ORANGE, "linestyle": "--", "marker": "s"}
             axes.plot(heldout_steps, heldout, label="held-out conversations", **style)
-        label(axes, "SFT: the answers become likelier", "optimizer step", "loss (nats per token)")
+        label(axes, "SFT: loss by step", "optimizer step", "loss (nats per token)")
         axes.set_ylim(bottom=0)
         step_axis(axes)
         axes.legend()
@@ -62,8 +62,8 @@ def reward_figure(rows: Rows) -> Figure:
     dead_steps, dead = dead_share(rows)
     with course_style():
         figure, (top, bottom) = new_figure(2, 1, size=(7.2, 4.8), sharex=True)
-        _noisy_line(top, steps, rewards, BLUE, "mean of 9 steps")
-        label(top, "GRPO: what is rewarded happens more often", "", "reward (mean)")
+        _noisy_line(top, steps, rewards, BLUE, "sampled completions, mean of 9 steps")
+        label(top, "GRPO: reward by step", "", "reward (mean)")
         top.set_ylim(bottom=min(0, *rewards))
         top.legend()
         if worked_steps:

@@ -186,7 +186,7 @@ def preset(name: str | None = None) -> RunConfig:
     """One of three sizes; without a name `COURSE_PRESET`, else tiny."""
     name = name or os.environ.get("COURSE_PRESET") or "tiny"
     if name == "tiny":  # seconds: does it run?
-        sft = SFTConfig(batch_size=8, epochs=1)
+        sft = SFTConfig(batch_size=8, epochs=1, save_every=100, eval_every=100)  # 300 steps
         rl = RLConfig(steps=10, prompts_per_step=4, save_every=5)
         return RunConfig(preset=name, sft=sft, rl=rl, eval_problems=64)
     if name == "quick":  # two minutes: does it work?

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from course_lib.conversations import Message
@@ -71,7 +72,8 @@ def encode(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Token ids of a chat text, cut at its seams: no control token but the template's is whole."""
     tokens: list[int] = []
     for piece in text.split(_SEAM):
-        tokens += tokenizer.encode(piece, add_special_tokens=False)  # the template wrote its own
+        # The template wrote its own special tokens; a length is for `make_datum` to complain about.
+        tokens += tokenizer.encode(piece, add_special_tokens=False, verbose=False)
     return tokens
 
 
@@ -90,6 +92,12 @@ def control_tokens_in(content: str, tokenizer: PreTrainedTokenizerBase) -> list[
 
 
 def _control_tokens(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str]:
+    return _pattern(tokenizer, len(tokenizer))
+
+
+@lru_cache(maxsize=8)  # Llama 3 has 256 of them, and every message is searched
+def _pattern(tokenizer: PreTrainedTokenizerBase, n_tokens: int) -> re.Pattern[str]:
+    """`n_tokens` is there for the cache: a token that is added later must be found, too."""
     added = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
     longest_first = sorted({*added, *tokenizer.all_special_tokens}, key=len, reverse=True)
     return re.compile("|".join(map(re.escape, longest_first)) or "(?!)")  # (?!) finds nothing

@@ -49,6 +49,12 @@ lab: $(STAMP)
 	$(BIN)/jupyter lab --LabApp.news_url=None --LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate \
 	  $(firstword $(wildcard notebooks/00_*.ipynb) notebooks)
 
+notebooks: $(STAMP)
+	$(BIN)/python -m tools.build_notebooks
+
+test-browser: $(STAMP)
+	$(BIN)/python -m pytest -q -m browser
+
 bench: $(STAMP)
 	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e '.[bench]'
 	$(BIN)/python tests/benchmarks/bench.py

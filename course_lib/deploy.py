@@ -39,7 +39,7 @@ from course_lib.export.versions import (
     read_record,
     use_version,
 )
-from course_lib.modal_app import write_modal_files
+from course_lib.modal_app import check_modal_names, write_modal_files
 from course_lib.serve.smoke import smoke_test
 
 if TYPE_CHECKING:
@@ -85,7 +85,8 @@ def deploy(
     not the adapter or fails the smoke test.
     """
     start, out, config = time.monotonic(), Path(out).resolve(), config or DeployConfig()
-    checkpoint_kind(checkpoint)  # a wrong path is said before a folder is made
+    checkpoint_kind(checkpoint)  # what is wrong with the words is said before a folder is made
+    check_modal_names(config, out.name)
     key = _key(checkpoint, config)
     work = out / WORK / key
     work.mkdir(parents=True, exist_ok=True)

@@ -10,20 +10,22 @@ process, and run the client against a local server.
 
 from __future__ import annotations
 
+import re
 from importlib.metadata import version as installed
 from pathlib import Path
 
 from course_lib.config import DeployConfig
+from course_lib.errors import CourseError
 
 KEY_VARIABLE = "POSTTRAIN_API_KEY"
 VLLM = "0.32.0"  # the newest that installs with transformers 5, which wrote the model's config
 SERVING = ("numpy", "transformers", "peft", "safetensors", "starlette", "uvicorn", "httpx")
 
 HEAD = '''\
-"""Serve {name} on Modal: an OpenAI-compatible endpoint {where}, scaled to zero when idle.
+"""Serve {name} on Modal {where}: OpenAI's API, scaled to zero when idle.
 
     pip install modal && modal setup                      # once
-    modal secret create {app}-key {variable}=...    # once: the key that callers need
+    modal secret create {app}-key {variable}=...  # once: the key that callers need
     modal run modal_app.py                                # upload the weights
     modal deploy modal_app.py                             # prints the URL
 
@@ -36,13 +38,13 @@ import os
 
 import modal
 
-MODEL = {name!r}  # the name that callers use
+MODEL = "{name}"  # the name that callers use
 WEIGHTS = "/weights/{version}"  # in the container
 FOLDER = Path(__file__).parent / "model"  # on the machine that uploads
 
-app = modal.App({app!r})
+app = modal.App("{app}")
 volume = modal.Volume.from_name("{app}-weights", create_if_missing=True)
-secret = modal.Secret.from_name("{app}-key", required_keys=[{variable!r}])
+secret = modal.Secret.from_name("{app}-key", required_keys=["{variable}"])
 '''
 
 GPU_APP = """\
@@ -51,7 +53,7 @@ image = modal.Image.debian_slim(python_version="3.12").uv_pip_install("vllm=={vl
 
 @app.function(
     image=image,
-    gpu={gpu!r},
+    gpu="{gpu}",
     volumes={{"/weights": volume}},
     secrets=[secret],
     scaledown_window={scaledown_s},  # seconds without a request until it stops
@@ -63,7 +65,7 @@ image = modal.Image.debian_slim(python_version="3.12").uv_pip_install("vllm=={vl
 def serve() -> None:
     command = ["vllm", "serve", WEIGHTS, "--served-model-name", MODEL, "--port", "8000"]
     # By the environment and not by --api-key: a command line can be read by every process.
-    key = {{"VLLM_API_KEY": os.environ[{variable!r}], "HF_HUB_OFFLINE": "1"}}
+    key = {{"VLLM_API_KEY": os.environ["{variable}"], "HF_HUB_OFFLINE": "1"}}
     subprocess.Popen(command, env=os.environ | key)
 """
 
@@ -94,7 +96,7 @@ image = (
 def serve():
     from course_lib.serve import ServedModel, create_app
 
-    return create_app(ServedModel.load(WEIGHTS, MODEL), os.environ[{variable!r}])
+    return create_app(ServedModel.load(WEIGHTS, MODEL), os.environ["{variable}"])
 """
 
 TAIL = """
@@ -120,14 +122,14 @@ import sys
 
 import openai
 
-MODEL = {name!r}
+MODEL = "{name}"
 
 
 def ask(question: str) -> str:
     # The first request after an idle time waits for a container: minutes with vLLM.
     client = openai.OpenAI(
         base_url=os.environ["POSTTRAIN_URL"],
-        api_key=os.environ.get({variable!r}) or "none",
+        api_key=os.environ.get("{variable}") or "none",
         timeout=900,
     )
     messages = [{{"role": "user", "content": question}}]
@@ -143,11 +145,26 @@ if __name__ == "__main__":
 '''
 
 
+def check_modal_names(config: DeployConfig, name: str) -> None:
+    """Raise CourseError for a name that could not stand in the generated source, or on Modal."""
+    given = {
+        "app_name": (config.app_name, r"[A-Za-z0-9._-]{1,58}"),  # Modal allows 64; "-key" follows
+        "gpu": (config.gpu, r"[A-Za-z0-9!:+-]{1,32}"),
+        "region": (config.region or "any", r"[A-Za-z0-9-]{1,32}"),
+        "the deploy folder's name": (name, r"[A-Za-z0-9._-]{1,96}"),
+    }
+    for field, (value, allowed) in given.items():
+        if not re.fullmatch(allowed, value):
+            finding = f"{value!r} cannot name it on Modal"
+            raise CourseError(field, finding, "use letters, digits, '.', '_' and '-'")
+
+
 def write_modal_files(folder: str | Path, config: DeployConfig, name: str, version: str) -> None:
     """Write both files beside `folder`/model; the endpoint calls the model `name`.
 
     `version` keeps the weights of earlier deploys on the volume apart.
     """
+    check_modal_names(config, name)
     cpu = config.gpu.lower() == "cpu"
     facts = {
         "name": name,
@@ -156,7 +173,7 @@ def write_modal_files(folder: str | Path, config: DeployConfig, name: str, versi
         "gpu": config.gpu,
         "scaledown_s": config.scaledown_s,
         "max_containers": config.max_containers,
-        "region": f"    region={config.region!r},\n" if config.region else "",
+        "region": f'    region="{config.region}",\n' if config.region else "",
         "variable": KEY_VARIABLE,
         "where": "on CPUs" if cpu else f"by vLLM on a GPU ({config.gpu})",
         "imports": "" if cpu else "import subprocess\n",

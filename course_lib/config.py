@@ -38,7 +38,7 @@ class SFTConfig:
     epochs: int = 1  # times every conversation is seen
     max_steps: int = 0  # steps; 0 = all of every epoch
     max_length: int = 1024  # tokens per conversation; a longer one is an error
-    learning_rate: float = 2e-3  # peak of the schedule
+    learning_rate: float = 4e-3  # peak of the schedule
     schedule: str = "linear"  # linear | cosine (both fall to 0) | constant
     lora_rank: int = 16  # a power of two, as hosted Tinker asks
     train_on: str = "last_assistant"  # last_assistant | all_assistant
@@ -73,7 +73,8 @@ class RLConfig:
     group_size: int = 8  # completions per prompt; below 2 there is nothing to compare
     loss_fn: str = "importance_sampling"  # importance_sampling | ppo | cispo | dro | gspo
     loss_fn_config: dict[str, float] = field(default_factory=dict)  # e.g. clip_low_threshold=0.8
-    learning_rate: float = 4e-4  # constant over the run
+    learning_rate: float = 8e-4  # peak of the schedule
+    schedule: str = "linear"  # linear | cosine (both fall to 0) | constant
     lora_rank: int = 16  # only if RL starts from the base model; a checkpoint brings its own
     temperature: float = 1.0  # of sampling; the trainer's logprobs are at 1
     max_tokens: int = 64  # tokens per completion, the stop token included
@@ -92,6 +93,7 @@ class RLConfig:
     def __post_init__(self) -> None:
         check_types(self)
         check_choice(self, "loss_fn", LOSS_FNS)
+        check_choice(self, "schedule", ("linear", "cosine", "constant"))
         check_choice(self, "advantages", ("centred", "normalised", "leave_one_out"))
         check_choice(self, "kl_estimator", ("k1", "k2", "k3"))
         check_range(self, "steps", 0, 10_000_000)

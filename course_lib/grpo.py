@@ -36,7 +36,7 @@ from course_lib.metrics import MetricsLog, kl_k1, kl_k2, kl_k3
 from course_lib.rewards import BatchReward, Reward, reward_from_name
 from course_lib.rl_metrics import mean, ratio_metrics, reward_metrics
 from course_lib.rollouts import Group, Turn, sample_groups, score_groups
-from course_lib.sft import renamed
+from course_lib.sft import renamed, scheduled_rate
 
 if TYPE_CHECKING:
     import tinker
@@ -87,7 +87,6 @@ def train_grpo(
     if config.kl_penalty and reference is None:
         reference = starting_policy(client, checkpoint_log, resumed=start > 0)
     heldout = environment.heldout(config.eval_problems, seed) if config.eval_every else []
-    adam = tinker.AdamParams(learning_rate=config.learning_rate)
     rows: list[dict[str, Any]] = []
     groups: list[Group] = []
     stopped = False
@@ -133,6 +132,8 @@ def train_grpo(
 
         # 4. Loss and step. With several sub-steps the policy leaves its samples behind: off-policy
         #    on purpose. Every call is on its way before the first is awaited.
+        learning_rate = scheduled_rate(step, config.steps, config)
+        adam = tinker.AdamParams(learning_rate=learning_rate)
         calls = [
             (
                 client.forward_backward(datums_D, config.loss_fn, config.loss_fn_config or None),
@@ -148,7 +149,7 @@ def train_grpo(
             **reward_metrics(groups, environment),
             "env/dead_groups": alive.count(False),
             "env/groups": len(alive),
-            "optim/lr": config.learning_rate,
+            "optim/lr": learning_rate,
             "progress/done_frac": step / config.steps,
         }
         if kl_P_G:

@@ -25,7 +25,7 @@ from course_lib.checkpoints import (
     StopTraining,
     save_checkpoint,
 )
-from course_lib.config import SFTConfig
+from course_lib.config import RLConfig, SFTConfig
 from course_lib.conversations import Conversation
 from course_lib.evaluation import nll, token_weight
 from course_lib.metrics import MetricsLog
@@ -138,7 +138,7 @@ def plan_batches(n: int, config: SFTConfig, seed: int) -> list[list[int]]:
     return batches[: config.max_steps] if config.max_steps else batches
 
 
-def scheduled_rate(step: int, total: int, config: SFTConfig) -> float:
+def scheduled_rate(step: int, total: int, config: SFTConfig | RLConfig) -> float:
     """The learning rate of step 1..total: constant, or falling to 0 after the last.
 
     >>> [scheduled_rate(step, 4, SFTConfig(learning_rate=0.1)) for step in (1, 2, 3, 4)]

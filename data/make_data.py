@@ -28,10 +28,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).parent)
     out = parser.parse_args().out
     train = list(conversations(0, CONVERSATIONS))
-    # The village is so small that some rows without a sum are drawn on both sides: drop those.
-    heldout = [row for row in conversations(1, 3 * HELDOUT, heldout=True) if row not in train][
-        :HELDOUT
-    ]
+    # The village is so small that the same thing is asked on both sides: drop what training asks.
+    asked = [row[:-1] for row in train]
+    drawn = conversations(1, 6 * HELDOUT, heldout=True)
+    heldout = [row for row in drawn if row[:-1] not in asked][:HELDOUT]
     write_jsonl(out / "conversations.jsonl", ({"messages": row} for row in train))
     write_jsonl(out / "heldout.jsonl", ({"messages": row} for row in heldout))
     write_jsonl(out / "preferences.jsonl", preference_pairs(0, PREFERENCES))

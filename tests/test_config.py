@@ -77,7 +77,7 @@ def test_overrides_take_the_type_of_their_field():
         ("batch_size=0", "SFTConfig.batch_size: 0 is out of range; use 1 to 4096"),
         ("sft.learning_rate=nan", "SFTConfig.learning_rate: nan is out of range"),
         ("sft.learning_rate=fast", "is no number"),
-        ("schedule=lineer", "did you mean linear"),
+        ("sft.schedule=lineer", "did you mean linear"),
         ("loss_fn=pppo", "did you mean ppo"),
         ("sft.lora_rank=12", "SFTConfig.lora_rank: 12 is no power of two"),
         ("upload_to_hf=true", "DeployConfig.hf_repo_name"),

@@ -153,7 +153,8 @@ class Worker:
         while True:
             with self._wake:
                 while not self._stopping and not self._has_work():
-                    self._wake.wait(0.5 if any(len(line) for line in self._lines.values()) else 60)
+                    held = any(len(line) for line in self._lines.values())
+                    self._wake.wait(min(0.5, self._limits.gap_s) if held else 60)
                 if self._stopping:
                     return
                 errands, self._errands = list(self._errands), deque()

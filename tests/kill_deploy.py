@@ -112,6 +112,7 @@ def main() -> None:
         assert status == 0, f"point {point}: the second run failed"
         assert look(folder) == "v1" and not list(folder.rglob("*.tmp"))
         files = versions.read_record(folder / "v1")["files"]
+        print(f"point {point}: {found[-1]}", file=sys.stderr, flush=True)
         same = {k: v for k, v in files.items() if k.startswith(("model/", "adapter/"))}
         assert same.items() <= wanted.items(), f"point {point}: another model came out"
     print(json.dumps({"points": int(points), "killed": killed, "found": found, "lines": lines}))

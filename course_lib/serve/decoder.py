@@ -11,13 +11,15 @@ import threading
 from concurrent.futures import Future
 from pathlib import Path
 
+import numpy as np
+
 from course_lib.chat_text import encode
 from course_lib.conversations import Message
 from course_lib.engine.model import BaseModel
 from course_lib.engine.requests import SampleRequest
 from course_lib.engine.sampler import Sampler
 from course_lib.export.versions import model_folder
-from course_lib.rendering import render_prompt, stop_token_ids
+from course_lib.rendering import parse_completion, render_prompt, stop_token_ids
 
 log = logging.getLogger("posttrain.serve")
 
@@ -55,6 +57,15 @@ class ServedModel:
     def encode(self, text: str) -> list[int]:
         """A plain text's tokens, nothing added."""
         return encode(text, self.tokenizer)
+
+    def answer(self, messages: list[Message], max_tokens: int) -> str:
+        """The likeliest answer to a chat, waited for."""
+        prompt = self.render(messages)
+        room = self.base.context_length - len(prompt)
+        tokens = np.array(prompt, dtype=np.int64)
+        wanted = SampleRequest(tokens, 1, min(max_tokens, room), 0.0, stop=self.stop_ids)
+        sequence = self.submit(wanted).result().sequences[0]
+        return parse_completion(sequence.tokens, self.tokenizer)
 
     def submit(self, request: SampleRequest) -> Future:
         """Queue a request; raises Stopping once `stop` was called."""

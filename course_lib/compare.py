@@ -1,0 +1,233 @@
+"""Before you ship: two models on the same prompts, side by side.
+
+    compare("deploys/sums", "base", read_prompts("prompts.jsonl"), service=service)
+
+Each side is a deploy or model folder, a tinker:// checkpoint, `base`, or an endpoint's URL. Every
+prompt is asked of both, one at a time and greedily, so that the seconds are comparable; a reward
+says which answer is better, and a tie counts half.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+from course_lib.config import find_file
+from course_lib.conversations import Message
+from course_lib.errors import CourseError
+from course_lib.metrics import bootstrap_interval
+from course_lib.rewards import BatchReward, Problem, Reward, correct, score_completions
+
+if TYPE_CHECKING:
+    from course_lib.client import CourseService
+
+Ask = Callable[[tuple[Message, ...]], str]
+Progress = Callable[[str, int, int], None]
+MAX_TOKENS = 128  # of each answer
+KEY_VARIABLE = "POSTTRAIN_API_KEY"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One prompt and what the two sides said. Scores are None where nothing can judge."""
+
+    prompt: str
+    a: str
+    b: str
+    seconds_a: float
+    seconds_b: float
+    score_a: float | None = None
+    score_b: float | None = None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All rows, and how often B beats A."""
+
+    a: str
+    b: str
+    rows: list[Row]
+    win_rate_b: float | None  # share of prompts on which B scores higher; a tie counts half
+    interval: tuple[float, float] | None  # 95 %, over prompts
+    wins_ties_losses: tuple[int, int, int] | None  # as B sees it
+
+    @property
+    def median_seconds(self) -> tuple[float, float]:
+        """The middle answer's time of each side: the slowest one is often only the first."""
+        return median(r.seconds_a for r in self.rows), median(r.seconds_b for r in self.rows)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data, for a JSON file."""
+        return asdict(self) | {"median_seconds": list(self.median_seconds)}
+
+
+def compare(
+    a: str,
+    b: str,
+    problems: list[Problem],
+    *,
+    service: CourseService | None = None,
+    reward: Reward | BatchReward | None = None,
+    max_tokens: int = MAX_TOKENS,
+    on_progress: Progress | None = None,
+) -> Comparison:
+    """Ask both sides every problem. Without `reward` the answers are checked where all have one."""
+    if reward is None and all(problem.answer is not None for problem in problems):
+        reward = correct
+    sides = {}
+    for name in (a, b):
+        sides[name] = _answers(name, problems, service, max_tokens, on_progress)
+    rows = []
+    for i, problem in enumerate(problems):
+        (text_a, seconds_a), (text_b, seconds_b) = sides[a][i], sides[b][i]
+        rows.append(Row(problem.messages[-1].content, text_a, text_b, seconds_a, seconds_b))
+    if reward is None:
+        return Comparison(a, b, rows, None, None, None)
+    scores = score_completions(reward, problems, [[row.a, row.b] for row in rows])
+    return judged(a, b, rows, [(one.value, other.value) for one, other in scores])
+
+
+def judged(a: str, b: str, rows: list[Row], scores: list[tuple[float, float]]) -> Comparison:
+    """The comparison with its scores, (A's, B's) for each row."""
+    rows = [
+        Row(**(asdict(row) | {"score_a": one, "score_b": other}))
+        for row, (one, other) in zip(rows, scores, strict=True)
+    ]
+    wins = [1.0 if other > one else 0.5 if other == one else 0.0 for one, other in scores]
+    counts = (wins.count(1.0), wins.count(0.5), wins.count(0.0))
+    return Comparison(a, b, rows, sum(wins) / len(wins), bootstrap_interval(wins), counts)
+
+
+def read_prompts(path: str | Path) -> list[Problem]:
+    """Problems from JSONL: {"prompt": "..."} or {"messages": [...]}, and "answer" if there is one.
+
+    A conversation that ends with an assistant message is asked without it.
+    """
+    problems = []
+    try:
+        lines = find_file(path).read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise CourseError(str(path), f"cannot be read ({error})", "give a JSONL file") from None
+    for number, line in enumerate(lines, start=1):
+        if line.strip():
+            problems.append(_problem(line, f"{path}:{number}"))
+    if not problems:
+        raise CourseError(str(path), "holds no prompts", 'write {"prompt": "..."} lines')
+    return problems
+
+
+def _problem(line: str, place: str) -> Problem:
+    try:
+        row = json.loads(line)
+        given = row["prompt"] if "prompt" in row else row["messages"]
+        items = [{"role": "user", "content": given}] if isinstance(given, str) else given
+        messages = [Message(str(item["role"]), str(item["content"])) for item in items]
+    except (ValueError, KeyError, TypeError):
+        remedy = 'write {"prompt": "..."} or {"messages": [...]}'
+        raise CourseError(place, "holds no prompt", remedy) from None
+    if messages and messages[-1].role == "assistant":
+        messages = messages[:-1]
+    if not messages:
+        raise CourseError(place, "nothing is asked", "add a user message")
+    answer = row.get("answer")
+    return Problem(tuple(messages), None if answer is None else str(answer), id=place)
+
+
+# --- who answers ----------------------------------------------------------------------------------
+
+
+def _answers(
+    name: str,
+    problems: list[Problem],
+    service: CourseService | None,
+    max_tokens: int,
+    on_progress: Progress | None,
+) -> list[tuple[str, float]]:
+    """(answer, seconds) to every problem, one at a time."""
+    answers = []
+    with open_side(name, service, max_tokens) as ask:
+        ask(problems[0].messages)  # what only the first call costs belongs to nobody
+        for i, problem in enumerate(problems, start=1):
+            start = time.perf_counter()
+            text = ask(problem.messages)
+            answers.append((text, time.perf_counter() - start))
+            if on_progress:
+                on_progress(name, i, len(problems))
+    return answers
+
+
+@contextmanager
+def open_side(name: str, service: CourseService | None, max_tokens: int) -> Iterator[Ask]:
+    """A function that answers for `name`: a folder, a URL, a tinker:// path, or `base`."""
+    if name.startswith(("http://", "https://")):
+        with _endpoint(name, max_tokens) as ask:
+            yield ask
+    elif name.startswith("tinker://") or name == "base":
+        yield _checkpoint(name, service, max_tokens)
+    else:
+        with _folder(name, max_tokens) as ask:
+            yield ask
+
+
+def _checkpoint(name: str, service: CourseService | None, max_tokens: int) -> Ask:
+    from course_lib.chat import open_speakers
+
+    if service is None:
+        raise CourseError(name, "needs a Tinker service", "pass service=connect()")
+    [speaker] = open_speakers(service, [name], temperature=0.0, max_tokens=max_tokens)
+
+    def ask(messages: tuple[Message, ...]) -> str:
+        speaker.messages = list(messages[:-1])
+        return speaker.say(messages[-1].content)
+
+    return ask
+
+
+@contextmanager
+def _folder(name: str, max_tokens: int) -> Iterator[Ask]:
+    from course_lib.serve import ServedModel
+
+    model = ServedModel.load(name)
+    try:
+        yield lambda messages: model.answer(list(messages), max_tokens)
+    finally:
+        model.stop()
+
+
+@contextmanager
+def _endpoint(url: str, max_tokens: int) -> Iterator[Ask]:
+    """An OpenAI-compatible endpoint, ".../v1"; the key is POSTTRAIN_API_KEY."""
+    import httpx
+
+    headers = {"authorization": f"Bearer {os.environ.get(KEY_VARIABLE, '')}"}
+    outside = httpx.URL(url).host not in ("127.0.0.1", "localhost", "::1")
+    with httpx.Client(headers=headers, timeout=900, trust_env=outside) as client:
+
+        def call(method: str, path: str, body: dict[str, Any] | None = None) -> Any:
+            try:
+                answer = client.request(method, f"{url.rstrip('/')}{path}", json=body)
+                answer.raise_for_status()
+                return answer.json()
+            except (httpx.HTTPError, ValueError) as error:
+                remedy = f"check the URL (it ends with /v1), and {KEY_VARIABLE}"
+                raise CourseError(url, str(error).split("\n")[0], remedy) from None
+
+        model = call("GET", "/models")["data"][0]["id"]
+
+        def ask(messages: tuple[Message, ...]) -> str:
+            body = {
+                "model": model,
+                "messages": [vars(message) for message in messages],
+                "temperature": 0,
+                "max_tokens": max_tokens,
+            }
+            return call("POST", "/chat/completions", body)["choices"][0]["message"]["content"]
+
+        yield ask

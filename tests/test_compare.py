@@ -1,0 +1,134 @@
+"""Two models on the same prompts: who answered, who won, how sure is that."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from deploy_models import save_base
+from loopback import serving
+
+from course_lib.client import connect
+from course_lib.compare import Row, compare, judged, read_prompts
+from course_lib.conversations import Message
+from course_lib.errors import CourseError
+from course_lib.rewards import BatchReward, Problem, Score
+from course_lib.serve import ServedModel, create_app
+
+KEY = "a-key-for-tests"
+PROBLEMS = [Problem((Message("user", f"What is {a} + 45 + 61?"),), str(a + 106)) for a in range(4)]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    root = tmp_path_factory.mktemp("compare")
+    return save_base(root / "one", seed=1), save_base(root / "two", seed=2)
+
+
+def row(score_a: float, score_b: float) -> tuple[Row, tuple[float, float]]:
+    return Row("q", "a", "b", 0.1, 0.2), (score_a, score_b)
+
+
+def test_the_win_rate_counts_a_tie_as_half_and_is_bs():
+    rows, scores = zip(*[row(0, 1), row(1, 1), row(1, 0), row(0, 1)], strict=True)
+    found = judged("a", "b", list(rows), list(scores))
+    assert found.win_rate_b == (1 + 0.5 + 0 + 1) / 4
+    assert found.wins_ties_losses == (2, 1, 1)
+    assert found.interval[0] <= found.win_rate_b <= found.interval[1]
+    assert found.median_seconds == (0.1, 0.2)
+    assert json.loads(json.dumps(found.as_dict()))["rows"][0]["score_b"] == 1
+
+
+def test_many_clear_wins_leave_no_doubt_and_few_leave_much():
+    def interval(count: int) -> tuple[float, float]:
+        rows, scores = zip(*[row(0, 1), row(0, 1), row(1, 0)] * count, strict=True)
+        return judged("a", "b", list(rows), list(scores)).interval
+
+    few, many = interval(2), interval(100)
+    assert few[0] < 0.5 < many[0] and many[1] - many[0] < few[1] - few[0]
+
+
+def test_a_folder_its_endpoint_and_its_engine_answer_the_same(folders, tmp_path, monkeypatch):
+    one, _ = folders
+    monkeypatch.setenv("POSTTRAIN_API_KEY", KEY)
+    model = ServedModel.load(one)
+    try:
+        with serving(create_app(model, KEY)) as url:
+            by_url = compare(str(one), f"{url}/v1", PROBLEMS, max_tokens=12)
+    finally:
+        model.stop()
+    assert [r.a for r in by_url.rows] == [r.b for r in by_url.rows]
+    assert by_url.win_rate_b == 0.5 and by_url.wins_ties_losses == (0, 4, 0)
+    service = connect("embedded", model=str(one), store=str(tmp_path / "store"), quiet=True)
+    by_engine = compare("base", str(one), PROBLEMS, service=service, max_tokens=12)
+    assert [r.a for r in by_engine.rows] == [r.b for r in by_engine.rows]
+    assert [r.b for r in by_engine.rows] == [r.a for r in by_url.rows]
+
+
+def test_two_models_differ_and_any_reward_may_judge(folders):
+    one, two = map(str, folders)
+    seen = []
+    found = compare(
+        one,
+        two,
+        PROBLEMS,
+        reward=lambda problem, text: Score(float(len(text)), {}, ""),
+        max_tokens=8,
+        on_progress=lambda name, done, total: seen.append((name, done, total)),
+    )
+    assert [r.a for r in found.rows] != [r.b for r in found.rows]
+    assert [r.score_a for r in found.rows] == [len(r.a) for r in found.rows]
+    assert seen[-1] == (two, 4, 4)
+    judge = BatchReward(lambda problems, texts: [[Score(0, {}, ""), Score(1, {}, "")]] * 4)
+    assert compare(one, two, PROBLEMS, reward=judge, max_tokens=2).win_rate_b == 1
+
+
+def test_prompts_without_answers_are_shown_and_not_judged(folders):
+    one, two = map(str, folders)
+    found = compare(one, two, [Problem((Message("user", "Hello"),))], max_tokens=4)
+    assert found.win_rate_b is None and found.interval is None and found.rows[0].score_a is None
+
+
+def test_prompts_are_read_in_both_forms(tmp_path):
+    rows = [
+        {"prompt": "1 + 1?", "answer": 2},
+        {"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]},
+    ]
+    path = tmp_path / "p.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)) + "\n\n")
+    first, second = read_prompts(path)
+    assert (first.messages, first.answer) == ((Message("user", "1 + 1?"),), "2")
+    assert (second.messages, second.answer) == ((Message("user", "x"),), None)
+
+
+@pytest.mark.parametrize("line", ["{", "[]", '{"x": 1}', '{"messages": [{"role": "user"}]}'])
+def test_a_bad_prompt_is_told_by_its_line(tmp_path, line):
+    path = tmp_path / "p.jsonl"
+    path.write_text('{"prompt": "x"}\n' + line + "\n")
+    with pytest.raises(CourseError, match=r"p\.jsonl:2: holds no prompt"):
+        read_prompts(path)
+
+
+def test_a_file_that_is_not_there_and_one_without_prompts_are_told(tmp_path):
+    with pytest.raises(CourseError, match="cannot be read"):
+        read_prompts(tmp_path / "none.jsonl")
+    (tmp_path / "empty.jsonl").write_text("\n")
+    with pytest.raises(CourseError, match="holds no prompts"):
+        read_prompts(tmp_path / "empty.jsonl")
+
+
+def test_a_wrong_key_and_a_missing_service_are_one_sentence(folders, monkeypatch):
+    one, _ = folders
+    monkeypatch.setenv("POSTTRAIN_API_KEY", "another-key")
+    model = ServedModel.load(one)
+    try:
+        with (
+            serving(create_app(model, KEY)) as url,
+            pytest.raises(CourseError, match=r"401.*check the URL"),
+        ):
+            compare(str(one), f"{url}/v1", PROBLEMS[:1])
+    finally:
+        model.stop()
+    with pytest.raises(CourseError, match="needs a Tinker service"):
+        compare("tinker://a/weights/b", str(one), PROBLEMS[:1])

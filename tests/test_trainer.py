@@ -10,7 +10,7 @@ import torch
 from peft import get_peft_model
 from tiny_models import ARCHITECTURES, VOCAB, random_tokens, tiny_model, tiny_tokenizer
 
-from course_lib.engine import trainer
+from course_lib.engine import scoring
 from course_lib.engine.lora import lora_config
 from course_lib.engine.model import BaseModel
 from course_lib.engine.requests import (
@@ -173,7 +173,7 @@ def test_the_size_of_micro_batches_does_not_change_the_gradient(monkeypatch):
     base = tiny_base()
     whole, parts = base.new_adapter(SPEC), base.new_adapter(SPEC)
     forward_backward(base, whole, TrainRequest(SFT, "cross_entropy"))
-    monkeypatch.setattr(trainer, "ACTIVATION_BYTES", 1)  # one row at a time
+    monkeypatch.setattr(scoring, "ACTIVATION_BYTES", 1)  # one row at a time
     forward_backward(base, parts, TrainRequest(SFT, "cross_entropy"))
     for one, other in zip(whole.gradients, parts.gradients, strict=True):
         assert torch.allclose(one, other, rtol=1e-4, atol=1e-3)

@@ -1,0 +1,82 @@
+"""Two operations whose gradients torch would work out more slowly.
+
+`LoraLinear` multiplies by a frozen weight with the adapter folded in, and gives gradients to the
+adapter alone. `TargetLogprobs` goes from hidden states to log-probabilities of chosen tokens and
+keeps one array of the vocabulary's width where plain autograd keeps three.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.autograd.function import FunctionCtx
+
+from course_lib.engine.lora import ALPHA
+
+
+class LoraLinear(torch.autograd.Function):
+    """y = x W^T with W = W0 + (alpha / r) B A: gradients for x, A and B, none for W0.
+
+    Rows `blocks[i]` of W carry adapter i: its A is the i-th part of `a` (adapters * r, in), its B is
+    `bs[i]` (rows, r). With u = dy B:  dA = (alpha / r) u^T x  and  dB = (alpha / r) dy^T (x A^T).
+    """
+
+    @staticmethod
+    def forward(
+        ctx: FunctionCtx,
+        x: Tensor,
+        weight: Tensor,
+        blocks: tuple[tuple[int, int], ...],
+        a: Tensor,
+        *bs: Tensor,
+    ) -> Tensor:
+        ctx.save_for_backward(x, weight, a, *bs)
+        ctx.blocks = blocks
+        return x @ weight.T
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, dy: Tensor):
+        x, weight, a, *bs = ctx.saved_tensors
+        rank = bs[0].shape[1]
+        scale = ALPHA / rank
+        dx = dy @ weight if ctx.needs_input_grad[0] else None
+        down = x @ a.T  # (T, adapters * r)
+        u = torch.empty_like(down)
+        dbs = []
+        for index, (b, (first, last)) in enumerate(zip(bs, ctx.blocks, strict=True)):
+            part = slice(index * rank, (index + 1) * rank)
+            torch.mm(dy[:, first:last], b, out=u[:, part])
+            dbs.append((dy[:, first:last].T @ down[:, part]).mul_(scale))
+        return dx, None, None, (u.T @ x).mul_(scale), *dbs
+
+
+class TargetLogprobs(torch.autograd.Function):
+    """log softmax(h W^T) at chosen places: row `source[m]` of h, token `targets[m, k]` -> (M, K)."""
+
+    @staticmethod
+    def forward(
+        ctx: FunctionCtx,
+        hidden: Tensor,
+        weight: Tensor,
+        a: Tensor | None,
+        b: Tensor | None,
+        source: Tensor,
+        targets: Tensor,
+    ) -> Tensor:
+        logprobs = torch.log_softmax(hidden @ weight.T, dim=-1)  # (T, V)
+        ctx.save_for_backward(hidden, weight, a, b, source, targets, logprobs)
+        return logprobs[source.unsqueeze(-1), targets]
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, dy: Tensor):
+        hidden, weight, a, b, source, targets, logprobs = ctx.saved_tensors
+        total = dy.new_zeros(len(hidden)).index_add_(0, source, dy.sum(-1))  # (T,)
+        dlogits = logprobs.exp_().mul_(-total.unsqueeze(-1))
+        dlogits.index_put_((source.unsqueeze(-1), targets), dy, accumulate=True)
+        dh = dlogits @ weight if ctx.needs_input_grad[0] else None
+        if a is None or b is None:
+            return dh, None, None, None, None, None
+        scale = ALPHA / len(a)
+        da = ((dlogits @ b).T @ hidden).mul_(scale)
+        db = (dlogits.T @ (hidden @ a.T)).mul_(scale)
+        return dh, None, da, db, None, None

@@ -1,0 +1,183 @@
+"""How does a Llama compute? The arithmetic of transformers' LlamaForCausalLM, arranged for speed.
+
+The numbers are the same, to rounding; `BaseModel` compares the two when it loads a model and uses
+this one only where they agree. What makes it faster, most of all for small models on a CPU:
+
+* queries, keys and values come from one matrix product, gate and up from another;
+* the scale of each norm is multiplied into the matrix that follows it;
+* the two dimensions that a rotation mixes stand side by side, so that it is one complex product;
+* rows are packed one after the other: no padding is multiplied by anything (see `packing`).
+
+Shapes: T packed tokens, H hidden size, D dimensions of a head. Left out: biases, norms of queries
+and keys, sliding windows, weights below float32: such models take the general way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from course_lib.engine.autograd import LoraLinear
+
+STATIC_ROTATIONS = ("default", "linear", "llama3", "yarn")
+
+
+@dataclass
+class Matrix:
+    """A weight (out, in), perhaps with adapters on blocks of its rows; the weight includes them."""
+
+    weight: Tensor
+    a: Tensor | None = None  # the adapters' A matrices, one below the other
+    bs: list[Tensor] = field(default_factory=list)
+    blocks: tuple[tuple[int, int], ...] = ()  # the rows that each B writes to
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if self.a is None:
+            return F.linear(x, self.weight)
+        return LoraLinear.apply(x, self.weight, self.blocks, self.a, *self.bs)
+
+
+@dataclass
+class Layer:
+    qkv: Matrix
+    out: Matrix
+    gate_up: Matrix
+    down: Matrix
+
+
+@dataclass
+class Weights:
+    """All weights of one model with one adapter folded in."""
+
+    layers: list[Layer]
+    head: Matrix
+    embedding: Tensor
+
+
+class Llama:
+    """The shape of one model, and its forward pass."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        config = model.config
+        self.model = model
+        self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
+        self.dim = model.model.layers[0].self_attn.head_dim
+        self.eps = config.rms_norm_eps
+        rotary = model.model.rotary_emb
+        positions = torch.arange(config.max_position_embeddings, device=model.device).float()
+        angles = positions.unsqueeze(-1) * rotary.inv_freq.float()  # (context, D / 2)
+        self.rotations = torch.polar(torch.full_like(angles, rotary.attention_scaling), angles)
+
+    @staticmethod
+    def fits(model: PreTrainedModel) -> bool:
+        """Is this a plain Llama (or Mistral without a window) in float32?"""
+        config = model.config
+        if config.model_type not in ("llama", "mistral") or model.dtype != torch.float32:
+            return False
+        rotation = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
+        return (
+            rotation in STATIC_ROTATIONS
+            and getattr(config, "sliding_window", None) is None
+            and config.hidden_act == "silu"
+            and not any(name.endswith("bias") for name, _ in model.named_parameters())
+        )
+
+    def weights(
+        self, folded: dict[str, Tensor], adapter: dict[str, nn.Parameter] | None = None
+    ) -> Weights:
+        """Arrange the base weights, with `folded` in place of some; `adapter` is what is trained."""
+        base = self.model.get_parameter
+        adapter = adapter or {}
+
+        def matrix(names: list[str], norm: str | None = None, rotated: int = 0) -> Matrix:
+            """Stack weights; the first `rotated` of them have their dimensions paired."""
+            scale = base(norm).detach() if norm else None
+            made = Matrix(torch.empty(0))
+            weights, downs, blocks, row = [], [], [], 0
+            for index, name in enumerate(names):
+                pair = self.paired if index < rotated else lambda rows: rows
+                weight = folded[name] if name in folded else base(name)
+                weights.append(pair(weight.detach()))
+                block = (row, row := row + len(weight))
+                a, b = (adapter.get(lora_key(name, part)) for part in "AB")
+                if a is not None and b is not None:
+                    downs.append(a if scale is None else a * scale)
+                    made.bs.append(pair(b))
+                    blocks.append(block)
+            stacked = torch.cat(weights) if len(weights) > 1 else weights[0]
+            made.weight = stacked if scale is None else stacked * scale
+            made.a, made.blocks = torch.cat(downs) if downs else None, tuple(blocks)
+            return made
+
+        layers = []
+        for index in range(len(self.model.model.layers)):
+            at = f"model.layers.{index}"
+            attention = [f"{at}.self_attn.{part}_proj.weight" for part in "qkvo"]
+            gate, up, down = (f"{at}.mlp.{part}_proj.weight" for part in ("gate", "up", "down"))
+            layers.append(
+                Layer(
+                    matrix(attention[:3], f"{at}.input_layernorm.weight", rotated=2),
+                    matrix(attention[3:]),
+                    matrix([gate, up], f"{at}.post_attention_layernorm.weight"),
+                    matrix([down]),
+                )
+            )
+        head = matrix(["lm_head.weight"], "model.norm.weight")
+        return Weights(layers, head, base("model.embed_tokens.weight").detach())
+
+    def paired(self, rows: Tensor) -> Tensor:
+        """Reorder the rows of each head: dimension j and its partner j + D/2 next to each other."""
+        split = rows.reshape(-1, 2, self.dim // 2, rows.shape[-1])
+        return split.transpose(1, 2).reshape(rows.shape)
+
+    def rotated(self, qk: Tensor, rotations: Tensor) -> Tensor:
+        """Rotary position embedding (Su et al. 2021) of (T, heads, D), by rotations (T, 1, D / 2)."""
+        pairs = torch.view_as_complex(qk.unflatten(-1, (-1, 2)))
+        return torch.view_as_real(pairs * rotations).flatten(-2)
+
+    def norm(self, x: Tensor) -> Tensor:
+        """Root mean square norm, without the scale, which is part of the next matrix."""
+        return F.rms_norm(x, (x.shape[-1],), eps=self.eps)
+
+    def hidden(
+        self,
+        weights: Weights,
+        tokens: Tensor,
+        positions: Tensor,
+        attend: Callable[[int, Tensor, Tensor, Tensor], Tensor],
+    ) -> Tensor:
+        """The normed last hidden states (T, H) of packed tokens (T,) at their positions (T,).
+
+        `attend(layer, q, k, v)` mixes positions: q (T, heads, D), k and v (T, kv_heads, D) -> (T, H).
+        """
+        x = F.embedding(tokens, weights.embedding)
+        rotations = self.rotations[positions].unsqueeze(1)  # (T, 1, D / 2)
+        for index, layer in enumerate(weights.layers):
+            qkv = layer.qkv(self.norm(x)).unflatten(-1, (-1, self.dim))
+            qk, v = qkv.split([self.heads + self.kv_heads, self.kv_heads], dim=1)
+            q, k = self.rotated(qk, rotations).split([self.heads, self.kv_heads], dim=1)
+            x = x + layer.out(attend(index, q, k, v))
+            gate, up = layer.gate_up(self.norm(x)).chunk(2, dim=-1)
+            x = x + layer.down(F.silu(gate) * up)
+        return self.norm(x)
+
+    def logits(self, weights: Weights, tokens: Tensor) -> Tensor:
+        """The logits (T, V) of one row of tokens (T,): a plain forward pass, to compare with."""
+
+        def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            heads_first = (part.transpose(0, 1).unsqueeze(0) for part in (q, k, v))
+            mixed = F.scaled_dot_product_attention(*heads_first, is_causal=True, enable_gqa=True)
+            return mixed[0].transpose(0, 1).flatten(1)
+
+        positions = torch.arange(len(tokens), device=tokens.device)
+        return weights.head(self.hidden(weights, tokens, positions, attend))
+
+
+def lora_key(weight_name: str, part: str) -> str:
+    """The name in an adapter file of A or B for a weight."""
+    return f"base_model.model.{weight_name.removesuffix('weight')}lora_{part}.weight"

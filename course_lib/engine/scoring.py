@@ -1,0 +1,99 @@
+"""What does the model say of these tokens? From rows of tokens to log p of each target token.
+
+Two ways to the same numbers: `packed` for plain Llamas, `padded` for any other causal LM, through
+peft's own layers. Rows are joined end to end: M positions in all, (M,) or with K targets (M, K).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from course_lib.engine.adapter import Adapter
+from course_lib.engine.autograd import TargetLogprobs
+from course_lib.engine.llama import Llama, Weights
+from course_lib.engine.model import BaseModel
+from course_lib.engine.packing import attend, pack
+from course_lib.engine.requests import TrainDatum
+
+ACTIVATION_BYTES = 1 << 30  # what one micro-batch may keep for its backward pass
+
+
+def micro_batches(base: BaseModel, data: list[TrainDatum]) -> list[list[int]]:
+    """Cut rows into batches that fit the memory of a backward pass: rows of like shape together.
+
+    The packed way wants rows side by side that begin alike, the padded one rows of equal length.
+    """
+
+    def order(row: int) -> tuple[int, object]:
+        tokens = data[row].tokens
+        columns = data[row].loss_fn_inputs["target_tokens"].ndim
+        return columns, -len(tokens) if base.llama is None else tokens.tobytes()
+
+    limit = max(1, ACTIVATION_BYTES // bytes_per_token(base))
+    batches: list[list[int]] = []
+    used, columns = 0, 0
+    for row in sorted(range(len(data)), key=order):
+        used += len(data[row].tokens)
+        if not batches or used > limit or order(row)[0] != columns:
+            batches.append([])
+            used, columns = len(data[row].tokens), order(row)[0]
+        batches[-1].append(row)
+    return batches
+
+
+def bytes_per_token(base: BaseModel) -> int:
+    """About what a backward pass keeps of one token: a decoder's activations and the logits."""
+    config = base.config
+    layer = 16 * config.hidden_size + 6 * (getattr(config, "intermediate_size", None) or 0)
+    return 4 * (config.num_hidden_layers * layer + 3 * base.vocab_size)
+
+
+def score(base: BaseModel, adapter: Adapter, batch: list[TrainDatum]) -> Tensor:
+    """log p of every target token, rows end to end: (M,) or (M, K)."""
+    rows = [datum.tokens for datum in batch]
+    targets = flat([datum.loss_fn_inputs["target_tokens"] for datum in batch], base.device)
+    columns = targets.reshape(len(targets), -1)  # (M, K)
+    if base.llama is None:
+        logprobs = padded(base.activate(adapter), rows, columns)
+    else:
+        weights = base.arranged(base.llama, adapter)
+        logprobs = packed(base.llama, weights, rows, columns)
+    return logprobs.reshape(targets.shape)
+
+
+def packed(llama: Llama, weights: Weights, rows: list[np.ndarray], targets: Tensor) -> Tensor:
+    """log p (M, K) by the fast forward pass."""
+    layout = pack(rows, targets.device)
+    hidden = llama.hidden(
+        weights,
+        layout.tokens,
+        layout.positions,
+        lambda layer, q, k, v: attend(layout, q, k, v),
+    )
+    head = weights.head
+    b = head.bs[0] if head.bs else None
+    return TargetLogprobs.apply(hidden, head.weight, head.a, b, layout.source, targets)
+
+
+def padded(model: torch.nn.Module, rows: list[np.ndarray], targets: Tensor) -> Tensor:
+    """log p (M, K) by the model's own forward pass.
+
+    Rows are padded on the right, so causal attention alone keeps the padding out of sight.
+    """
+    lengths = torch.tensor([len(row) for row in rows])
+    tokens = torch.zeros(len(rows), int(lengths.max()), dtype=torch.long)
+    real = torch.arange(tokens.shape[1]) < lengths.unsqueeze(-1)  # (B, N)
+    tokens[real] = torch.from_numpy(np.concatenate(rows))
+    logits = model(input_ids=tokens.to(targets.device), use_cache=False).logits  # (B, N, V)
+    logits = logits[real.to(targets.device)].float()  # (M, V)
+    return logits.gather(-1, targets) - logits.logsumexp(-1, keepdim=True)
+
+
+def flat(rows: list[np.ndarray], device: torch.device) -> Tensor:
+    """Rows joined end to end; where each position has several columns, filled up with zeros."""
+    if rows[0].ndim == 2:
+        width = max(row.shape[1] for row in rows)
+        rows = [np.pad(row, ((0, 0), (0, width - row.shape[1]))) for row in rows]
+    return torch.from_numpy(np.concatenate(rows)).to(device)

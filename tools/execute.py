@@ -36,7 +36,7 @@ def lane_environment(folder: Path, preset: str = "tiny") -> dict[str, str]:
     """The environment of a kernel that must not touch the learner's own runs, keys or progress."""
     mine = {
         "COURSE_PRESET": preset,
-        "COURSE_BACKEND": "embedded",
+        "COURSE_ENV_FILE": "",  # no .env, so no key: the embedded engine, as in a fresh clone
         "COURSE_PROGRESS": str(folder / "progress.json"),
         "COURSE_STORE": str(folder / "store"),
         "HF_HUB_OFFLINE": "1",
@@ -78,8 +78,9 @@ def execute(notebook: NotebookNode, folder: Path, preset: str = "tiny") -> dict[
                 slowest = max(slowest, time.monotonic() - started)
             wall = time.monotonic() - began
             peak_mb, cpu_s = _use(client)
+            store = str(Path(scratch).resolve() / "store")
     for cell in notebook.cells:
-        _clean(cell)
+        _clean(cell, store)
     return {
         "seconds": round(wall),
         "slowest_cell_s": round(slowest),
@@ -93,9 +94,8 @@ def _run_cell(client: NotebookClient, cell: NotebookNode, index: int, count: int
     try:
         client.execute_cell(cell, index, execution_count=count)
     except CellExecutionError as error:
-        raise BuildError(
-            f"cell {cell.id!r} raised {error.ename}: {error.evalue}\n{error}"
-        ) from None
+        text = re.sub(r"\x1b\[[0-9;]*m", "", str(error))  # without the colours of a terminal
+        raise BuildError(f"cell {cell.id!r} raised {error.ename}\n{text}") from None
 
 
 def _use(client: NotebookClient) -> tuple[float, float]:
@@ -114,7 +114,7 @@ def _use(client: NotebookClient) -> tuple[float, float]:
     return peak_mb, times.user + times.system
 
 
-def _clean(cell: NotebookNode) -> None:
+def _clean(cell: NotebookNode, store: str) -> None:
     """Take live widgets out (their picture stays); refuse what must not be stored."""
     if cell.cell_type != "code":
         return
@@ -124,6 +124,8 @@ def _clean(cell: NotebookNode) -> None:
             raise BuildError(f"cell {cell.id!r} writes on stderr: {output.text.strip()[:400]}")
         if "data" in output:
             output.data.pop(WIDGET_VIEW, None)
+        if "text" in output:  # connect() tells where the store is: here it was a scratch folder
+            output.text = output.text.replace(store, "runs/store")
         for what, pattern in FORBIDDEN.items():
             found = pattern.search(_texts(output))
             if found:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import random
-from types import SimpleNamespace
 from typing import Any
 
 from course_lib.checks.compare import within
@@ -67,7 +66,16 @@ def train_step(client: Any, data: Any, learning_rate: float) -> Any:
 
 
 def _adam(learning_rate: float) -> Any:
-    return SimpleNamespace(learning_rate=learning_rate)  # stands in for tinker.AdamParams
+    import tinker
+
+    return tinker.AdamParams(learning_rate=learning_rate)
+
+
+def _steps(rng: random.Random) -> list[tuple]:
+    import tinker  # noqa: F401 (now, so that its import does not count against the time limit)
+
+    rates = [rng.choice([1e-4, 5e-4, 1e-3]) for _ in range(3)]
+    return [(RecordingClient(), [f"datum {rng.randrange(100)}"], rate) for rate in rates]
 
 
 def _one_after_the_other(client: Any, data: Any, learning_rate: float) -> Any:
@@ -104,10 +112,7 @@ TRAIN_STEP = Exercise(
     title="One training step",
     kind="code",
     reference=train_step,
-    cases=lambda rng: [
-        (RecordingClient(), [f"datum {rng.randrange(100)}"], rng.choice([1e-4, 5e-4, 1e-3]))
-        for _ in range(3)
-    ],
+    cases=_steps,
     observe=what_happened,
     mutants={
         "waits in between": Mutant(

@@ -65,7 +65,7 @@ class Bars:
     def on_step(self, step: int, total: int, metrics: dict[str, Any]) -> None:
         """The hook to hand to `run_all`, `train_sft`, `train_grpo`; the metrics name the phase."""
         phase = metrics["phase"]
-        self._show(TITLES.get(phase, phase), step, total, watched_text(metrics))
+        self._show(TITLES.get(phase, str(phase)), step, total, watched_text(metrics))
 
     def on_progress(self, stage: str, done: int, total: int) -> None:
         """The hook to hand to `deploy`."""

@@ -32,10 +32,10 @@ def report_table(report: Mapping[str, Any]) -> Table:
 
 
 def _cells(numbers: Mapping[str, Any]) -> list[str]:
-    low, high = numbers.get("interval") or (None, None)
+    interval = numbers.get("interval")
     return [
         percent(numbers["accuracy"]),
-        "-" if low is None else f"{100 * low:.0f}-{100 * high:.0f} %",
+        f"{100 * interval[0]:.0f}-{100 * interval[1]:.0f} %" if interval else "-",
         percent((numbers.get("greedy") or {}).get("accuracy")),
         _fixed(numbers["mean_reward"], 2),
         percent(numbers["worked_share"]),

@@ -155,8 +155,8 @@ def _stage_bars(
     axes: Axes, stages: list[str], values: list[float], intervals: Sequence[Any] = ()
 ) -> None:
     for position, (stage, value) in enumerate(zip(stages, values, strict=True)):
-        look = {"color": STAGE_COLOURS[stage], "hatch": STAGE_HATCHES[stage]}
-        axes.bar(position, value, width=0.62, edgecolor="white", **look)
+        colour, hatch = STAGE_COLOURS[stage], STAGE_HATCHES[stage]
+        axes.bar(position, value, width=0.62, edgecolor="white", color=colour, hatch=hatch)
         top = value
         if intervals and intervals[position]:
             low, high = intervals[position]

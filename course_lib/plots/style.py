@@ -66,7 +66,8 @@ def course_style() -> Iterator[None]:
     from cycler import cycler
 
     cycle = cycler(color=CYCLE) + cycler(linestyle=DASHES) + cycler(marker=MARKERS)
-    with mpl.rc_context({**RC, "axes.prop_cycle": cycle}):
+    settings: dict[Any, Any] = {**RC, "axes.prop_cycle": cycle}
+    with mpl.rc_context(settings):
         yield
 
 

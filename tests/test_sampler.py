@@ -10,7 +10,7 @@ import torch
 from tiny_models import ARCHITECTURES, END, VOCAB, random_tokens, tiny_model, tiny_tokenizer
 
 from course_lib.engine.model import BaseModel
-from course_lib.engine.picking import pick, uniforms
+from course_lib.engine.picking import Drawing, uniforms
 from course_lib.engine.requests import (
     AdamParams,
     LoraSpec,
@@ -106,14 +106,15 @@ def test_reported_logprobs_are_temperature_scaled_and_not_truncated():
 
 def draws(logits: list[float], count: int = 20_000, **settings: float) -> np.ndarray:
     """How often each token is picked, as shares."""
-    logprobs = torch.log_softmax(torch.tensor(logits), -1).expand(count, -1)
-    tokens = pick(
-        logprobs,
-        torch.full((count,), settings.get("temperature", 1.0)),
-        torch.full((count,), int(settings.get("top_k", -1))),
-        torch.full((count,), settings.get("top_p", 1.0)),
-        uniforms(np.arange(count, dtype=np.uint64), np.zeros(count, dtype=np.int64)),
+    how = Drawing.of(
+        [settings.get("temperature", 1.0)] * count,
+        [int(settings.get("top_k", -1))] * count,
+        [settings.get("top_p", 1.0)] * count,
+        torch.device("cpu"),
     )
+    seeds = np.arange(count, dtype=np.uint64)
+    logprobs = how.logprobs(torch.tensor(logits).expand(count, -1))
+    tokens = how.pick(logprobs, uniforms(seeds, np.zeros(count, dtype=np.int64)))
     return np.bincount(tokens.numpy(), minlength=len(logits)) / count
 
 

@@ -25,6 +25,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.utils import cached_file
 
 from course_lib.engine.adapter import Adapter
+from course_lib.engine.forwards import Forward, GeneralForward, LlamaForward
 from course_lib.engine.llama import Llama, Weights
 from course_lib.engine.lora import Folding, lora_config, sharing_copy
 from course_lib.engine.requests import LoraSpec, RequestError
@@ -116,6 +117,12 @@ class BaseModel:
             self._peft.set_adapter(adapter.name)
             self._active = adapter
         return self._peft
+
+    def sampling_forward(self) -> Forward:
+        """The forward pass that sampling uses; it shares the base weights and is the caller's own."""
+        if self.llama is not None:
+            return LlamaForward(self.llama, self.folding)
+        return GeneralForward(self.plain, self.folding)
 
     def arranged(self, llama: Llama, adapter: Adapter) -> Weights:
         """The weights of the fast forward pass with the adapter folded in, ready for gradients."""

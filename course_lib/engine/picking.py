@@ -7,6 +7,8 @@ Flood 2014), a hash of a counter.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -29,30 +31,60 @@ def scramble(x: np.ndarray) -> np.ndarray:
     return x ^ (x >> np.uint64(31))
 
 
-def scaled_logprobs(logits: Tensor, temperature: Tensor) -> Tensor:
-    """log softmax(logits / T) (B, V) in float32; for T = 0 (greedy) that of T = 1."""
-    divisor = torch.where(temperature > 0, temperature, 1.0).unsqueeze(-1)
-    return torch.log_softmax(logits.float() / divisor, dim=-1)
+@dataclass(frozen=True)
+class Drawing:
+    """How the rows of a batch draw: settings (B,), and what of it no row needs."""
 
+    temperature: Tensor
+    top_k: Tensor
+    top_p: Tensor
+    scaled: bool  # some temperature is not 1
+    greedy: bool  # some temperature is 0
+    cut: Tensor | None  # the rows that top_k or top_p restricts
 
-def pick(
-    logprobs: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, draws: np.ndarray
-) -> Tensor:
-    """One token for each row (B,), by inverse CDF: the first whose cumulated probability exceeds the draw.
+    @classmethod
+    def of(
+        cls,
+        temperature: list[float],
+        top_k: list[int],
+        top_p: list[float],
+        device: torch.device,
+    ) -> Drawing:
+        cut = [row for row in range(len(top_k)) if top_k[row] > 0 or top_p[row] < 1]
+        return cls(
+            torch.tensor(temperature, dtype=torch.float32, device=device),
+            torch.tensor(top_k, device=device),
+            torch.tensor(top_p, dtype=torch.float32, device=device),
+            any(value not in (0, 1) for value in temperature),
+            0 in temperature,
+            torch.tensor(cut, device=device) if cut else None,
+        )
 
-    top_k and top_p cut the distribution that is drawn from, not the log-probabilities that are
-    reported.
-    """
-    probs = logprobs.exp()  # (B, V)
-    cut = ((top_k > 0) & (top_k < probs.shape[-1])) | (top_p < 1)
-    if cut.any():
-        probs[cut] = truncated(probs[cut], top_k[cut], top_p[cut])
-    exact = torch.float32 if probs.device.type == "mps" else torch.float64
-    cumulated = probs.cumsum(-1, dtype=exact)
-    draws_B = torch.from_numpy(draws).to(cumulated)
-    tokens = torch.searchsorted(cumulated, (draws_B * cumulated[:, -1]).unsqueeze(-1), right=True)
-    tokens = tokens.squeeze(-1).clamp(max=probs.shape[-1] - 1)
-    return torch.where(temperature > 0, tokens, logprobs.argmax(-1))
+    def logprobs(self, logits: Tensor) -> Tensor:
+        """log softmax(logits / T) (B, V) in float32; for T = 0 (greedy) that of T = 1."""
+        logits = logits.float()
+        if self.scaled:
+            divisor = torch.where(self.temperature > 0, self.temperature, 1.0)
+            logits = logits / divisor.unsqueeze(-1)
+        return torch.log_softmax(logits, dim=-1)
+
+    def pick(self, logprobs: Tensor, draws: np.ndarray) -> Tensor:
+        """One token for each row (B,), by inverse CDF: where the cumulated probability passes the draw.
+
+        top_k and top_p cut the distribution that is drawn from, not the log-probabilities.
+        """
+        probs = logprobs.exp()  # (B, V)
+        if self.cut is not None:
+            rows = self.cut
+            probs[rows] = truncated(probs[rows], self.top_k[rows], self.top_p[rows])
+        exact = torch.float32 if probs.device.type == "mps" else torch.float64
+        cumulated = probs.cumsum(-1, dtype=exact)
+        total = cumulated[:, -1]
+        thresholds = (torch.from_numpy(draws).to(total) * total).unsqueeze(-1)
+        tokens = torch.searchsorted(cumulated, thresholds, right=True).squeeze(-1)
+        if not self.greedy:
+            return tokens
+        return torch.where(self.temperature > 0, tokens, logprobs.argmax(-1))
 
 
 def truncated(probs: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:

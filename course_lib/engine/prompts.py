@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from course_lib.engine.picking import pick, top_entries, uniforms
+from course_lib.engine.picking import Drawing, top_entries, uniforms
 from course_lib.engine.requests import SampleRequest, SampleResult
 
 ALTERNATIVES = 1 << 32  # their draws come from here on in the stream of the request's seed
@@ -56,20 +56,12 @@ def alternatives(
 ) -> tuple[np.ndarray, np.ndarray]:
     """k tokens for each position, drawn at the request's temperature, and their logprobs at temperature 1."""
     rows, k = len(logits), request.prompt_alt_tokens_k
-    temperature = torch.full((rows,), float(request.temperature), device=logits.device)
-    scaled = torch.log_softmax(logits.float() / (request.temperature or 1.0), dim=-1)
-    top_k = torch.full((rows,), request.top_k, device=logits.device)
-    top_p = torch.full((rows,), float(request.top_p), device=logits.device)
+    how = Drawing.of(
+        [request.temperature] * rows, [request.top_k] * rows, [request.top_p] * rows, logits.device
+    )
+    scaled = how.logprobs(logits)
     seeds = np.full(rows, seed, dtype=np.int64).view(np.uint64)
-    columns = [
-        pick(
-            scaled,
-            temperature,
-            top_k,
-            top_p,
-            uniforms(seeds, ALTERNATIVES + np.arange(rows) * k + j),
-        )
-        for j in range(k)
-    ]
+    counts = ALTERNATIVES + np.arange(rows * k).reshape(k, rows)
+    columns = [how.pick(scaled, uniforms(seeds, counts[column])) for column in range(k)]
     tokens = torch.stack(columns, dim=-1)  # (P - 1, k)
     return tokens.cpu().numpy(), logprobs.gather(-1, tokens).cpu().numpy()

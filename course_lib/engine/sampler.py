@@ -18,11 +18,11 @@ from collections import OrderedDict, deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from typing import Any
 
-from torch import Tensor
+import torch
 
-from course_lib.engine.decoding import Batch, PlainModel, Row
-from course_lib.engine.lora import sharing_copy
+from course_lib.engine.decoding import Batch, Row
 from course_lib.engine.model import BaseModel, SamplerWeights
 from course_lib.engine.prompts import asks_about_prompt, describe_prompt
 from course_lib.engine.requests import SampleRequest, SampleResult
@@ -67,11 +67,11 @@ class Sampler:
         self.deterministic = deterministic
         self.max_rows = max_rows  # decoded at once, over all batches
         self.prefill_tokens = prefill_tokens  # of prompts computed in one go
-        self._model = PlainModel(sharing_copy(base.plain))
+        self._forward = base.sampling_forward()
         self._waiting: deque[Job] = deque()
         self._running: list[Job] = []
         self._batches: OrderedDict[object, Batch] = OrderedDict()
-        self._folded: OrderedDict[SamplerWeights, dict[str, Tensor]] = OrderedDict()
+        self._folded: OrderedDict[SamplerWeights, Any] = OrderedDict()
 
     def submit(self, request: SampleRequest, weights: SamplerWeights) -> Future[SampleResult]:
         """Check a request and put it in the queue; the future holds its result once steps have made it."""
@@ -165,7 +165,7 @@ class Sampler:
         """Compute the group's prompts and put its rows into the batch of their weights."""
         first, rows = group[0]
         key = rows[0] if self.deterministic else first.weights
-        batch = self._batches.get(key) or Batch(self._model, self._fold(first.weights))
+        batch = self._batches.get(key) or Batch(self._forward, self._fold(first.weights))
         every = asks_about_prompt(first.request)
         logits = batch.admit(
             [job.request.prompt for job, _ in group], [rows for _, rows in group], every
@@ -177,14 +177,14 @@ class Sampler:
         if batch.rows:
             self._batches[key] = batch
 
-    def _fold(self, weights: SamplerWeights) -> dict[str, Tensor]:
+    def _fold(self, weights: SamplerWeights) -> Any:
         """The snapshot's weights, folded at most once while it is in use."""
         if weights not in self._folded:
-            state = weights.state
-            self._folded[weights] = {} if state is None else self.base.folding.fold(state)
+            while len(self._folded) >= KEPT_FOLDED:
+                self._folded.popitem(last=False)
+            with torch.inference_mode():
+                self._folded[weights] = self._forward.prepare(weights.state)
         self._folded.move_to_end(weights)
-        while len(self._folded) > KEPT_FOLDED:
-            self._folded.popitem(last=False)
         return self._folded[weights]
 
 

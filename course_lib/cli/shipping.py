@@ -1,7 +1,8 @@
-"""Commands that bring a checkpoint to other people: deploy, serve, rollback."""
+"""Commands that bring a checkpoint to other people: deploy, serve, compare, rollback."""
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -83,6 +84,41 @@ def serve(
     run(folder, host=host, port=port)
 
 
+def compare(
+    a: Annotated[str, typer.Argument(metavar="A", help="Folder, tinker:// path, base or URL.")],
+    b: Annotated[str, typer.Argument(metavar="B", help="The same; how often does it win?")],
+    prompts: Annotated[str, typer.Option(metavar="FILE", help="JSONL of prompts or messages.")],
+    max_tokens: Annotated[int, typer.Option(help="Longest answer.")] = 128,
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="All answers, as JSON.")] = None,
+    backend: Backend = None,
+    model: Model = None,
+    store: Store = None,
+    yes: Yes = False,
+) -> None:
+    """Ask two models the same prompts, side by side.
+
+    \b
+    posttrain compare base deploys/posttrain --prompts data/heldout.jsonl
+    """
+    from course_lib.checkpoints import write_whole
+    from course_lib.cli.bars import Bars
+    from course_lib.cli.tables import print_comparison
+    from course_lib.client import connect
+    from course_lib.compare import compare as run
+    from course_lib.compare import read_prompts
+
+    problems = read_prompts(prompts)
+    asked = [name for name in (a, b) if name == "base" or name.startswith("tinker://")]
+    service = connect(backend, model=model, store=store, confirm=yes) if asked else None
+    with Bars() as bars:
+        found = run(
+            a, b, problems, service=service, max_tokens=max_tokens, on_progress=bars.on_progress
+        )
+    print_comparison(found)
+    if out:
+        write_whole(out, json.dumps(found.as_dict(), indent=2) + "\n")
+
+
 def rollback(folder: Folder) -> None:
     """Make the version before the current one current again.
 
@@ -113,4 +149,4 @@ def _print_upload(plan: UploadPlan) -> None:
         print(f"  {size:>12,} bytes  {name}")
 
 
-COMMANDS = {"deploy": deploy, "serve": serve, "rollback": rollback}
+COMMANDS = {"deploy": deploy, "serve": serve, "compare": compare, "rollback": rollback}

@@ -13,6 +13,7 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from course_lib.checkpoints import Checkpoint
+    from course_lib.compare import Comparison
     from course_lib.config import RunConfig
 
 STAGE_TITLES = {"base": "base", "sft": "SFT", "rl": "GRPO"}
@@ -82,6 +83,25 @@ def print_result(config: RunConfig, out: Path, checkpoint: Checkpoint) -> None:
     talk = ["chat", "--base", checkpoint.sampler_path]
     go_on = ["rl", "--sft-checkpoint", checkpoint.state_path]
     print_next(config, *([talk, go_on] if checkpoint.phase == "sft" else [talk]))
+
+
+def print_comparison(found: Comparison, shown: int = 5) -> None:
+    """The first prompts with both answers, then who wins how often, and who is faster."""
+    for row in found.rows[:shown]:
+        print(f"{row.prompt}\n  A: {row.a}\n  B: {row.b}")
+    first, second = (f"{1000 * seconds:.0f} ms" for seconds in found.median_seconds)
+    print(f"\nA is {found.a}, {first} an answer; B is {found.b}, {second} an answer (medians)")
+    if found.win_rate_b is None or not (found.interval and found.wins_ties_losses):
+        print(
+            "No prompt has an answer to check: read, and judge for yourself (--out FILE has all)."
+        )
+        return
+    wins, ties, losses = found.wins_ties_losses
+    low, high = found.interval
+    print(
+        f"B wins {percent(found.win_rate_b)} ({100 * low:.0f}-{100 * high:.0f} %): "
+        f"{wins} won, {ties} tied, {losses} lost"
+    )
 
 
 def print_paths(paths: Mapping[str, str | Path]) -> None:

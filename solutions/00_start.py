@@ -165,12 +165,6 @@ train_step(client, [datum], learning_rate=0.0)
 band("Rate 0 leaves the loss as it was", abs(nll(client, [datum]) - loss_before) < 1e-4)
 
 # %% id="probe-one-step"
-from course_lib.lessons import next_tokens
-
-start = tokenizer.encode("2")[:1] + tokenizer.encode("The")[:1] + tokenizer.encode("Please")[:1]
-prompt = rendered.tokens[: rendered.weights.index(1.0)]
-before = next_tokens(sampler, prompt, start)
-
 train_step(client, [datum], learning_rate=2e-3)
 loss_after = nll(client, [datum])
 measured("loss before", loss_before, "nats per token")
@@ -209,21 +203,10 @@ logprob_after = answer_logprob(fresh)
 # %% id="check-stale-sampler"
 logprob_after = check("00.3", logprob_after, before=logprob_before, trained=logprob_trained)
 
-# %% [markdown] id="next-token-note"
+# %% [markdown] id="photograph"
 # A sampling client is a photograph of the weights. That is on purpose: while one part of a
 # program trains, another can sample from a model that stands still. Lesson 06 is about what
 # happens when such a photograph grows old.
-#
-# What did the step do to the very first token of the answer?
-
-# %% id="next-token-figure"
-from course_lib.plots.bars import next_token_figure
-
-fresh = client.save_weights_and_get_sampling_client().result()
-after = next_tokens(fresh, prompt, start)
-names = [tokenizer.decode([token]) for token in start]
-chances = [[math.exp(logprob) for logprob in logprobs] for logprobs in (before, after)]
-show(next_token_figure(names, *chances, "How does the answer begin?"))
 
 # %% [markdown] id="memorise-question"
 # ## What do twenty steps on one example do?
@@ -240,14 +223,33 @@ for _ in range(19):
     losses.append(result.metrics["loss:sum"] / answer_tokens)
 level = (predicted_loss, "knows nothing: ln(vocabulary)")
 curves = {"this answer": losses}
-show(curves_figure(curves, "One example, twenty steps", "loss (nats)", level=level))
+show(curves_figure(curves, "One example, twenty steps", "loss (nats)", level=level, first=0))
 band("The loss is now below 0.3 nats", losses[-1] < 0.3)
 
+# %% [markdown] id="next-token-note"
+# What have these steps done to the very first token of the answer?
+
+# %% id="next-token-figure"
+from course_lib.lessons import next_tokens
+from course_lib.plots.bars import next_token_figure
+
+trained = client.save_weights_and_get_sampling_client().result()
+prompt = rendered.tokens[: rendered.weights.index(1.0)]
+first = [tokenizer.encode(word)[0] for word in ("2", "The", "Please", "Listen")]
+names = [tokenizer.decode([token]) for token in first]
+before, after = (
+    [math.exp(logprob) for logprob in next_tokens(each, prompt, first)]
+    for each in (sampler, trained)
+)
+show(next_token_figure(names, before, after, "How does the answer begin?"))
+
+# %% [markdown] id="memorised-question"
+# And can it add now? Here is the question that it was trained on, and another one.
+
 # %% id="memorised"
-memorised = {"after 20 steps": client.save_weights_and_get_sampling_client().result()}
 other = (Message("user", "What is 31 + 14 + 52?"),)
 for asked, right in ((question, "129"), (other, "97")):
-    said = ask(memorised, tokenizer, asked)["after 20 steps"]
+    said = ask({"trained": trained}, tokenizer, asked)["trained"]
     quote(said, asked[0].content)
     band("That is right", right in said)
 
@@ -273,7 +275,7 @@ from dataclasses import replace
 
 config = preset()
 sft_config = replace(config.sft, batch_size=16, max_steps=80, save_every=0, eval_every=0)
-rl_config = replace(config.rl, steps=25, prompts_per_step=8, learning_rate=1e-3, save_every=0)
+rl_config = replace(config.rl, steps=25, prompts_per_step=8, learning_rate=8e-4, save_every=0)
 rl_config = replace(rl_config, max_tokens=40)
 PROBLEMS = 60  # held-out problems for each judgement
 

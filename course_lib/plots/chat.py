@@ -27,7 +27,12 @@ def chat_figure(question: str, answers: Mapping[str, str]) -> Figure:
         top = 0.0
         for number, (name, block) in enumerate(blocks.items()):
             axes.plot(
-                [0.005, 0.005], [top, top + len(block)], color=CYCLE[number], linewidth=4, marker=""
+                [0.005, 0.005],
+                [top, top + len(block)],
+                color=CYCLE[number],
+                linewidth=4,
+                linestyle="-",
+                marker="",
             )
             axes.text(0.03, top + 0.5, name, fontweight="bold", va="center")
             for offset, line in enumerate(block):

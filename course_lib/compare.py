@@ -14,7 +14,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -97,7 +97,7 @@ def compare(
 def judged(a: str, b: str, rows: list[Row], scores: list[tuple[float, float]]) -> Comparison:
     """The comparison with its scores, (A's, B's) for each row."""
     rows = [
-        Row(**(asdict(row) | {"score_a": one, "score_b": other}))
+        replace(row, score_a=one, score_b=other)
         for row, (one, other) in zip(rows, scores, strict=True)
     ]
     wins = [1.0 if other > one else 0.5 if other == one else 0.0 for one, other in scores]

@@ -174,10 +174,9 @@ def _probe(client: Any) -> dict[str, Any]:
     import tinker
 
     tokens = [int(token) for token in client.get_tokenizer().encode(PROBE_TEXT)]
-    datum = tinker.Datum(
-        model_input=tinker.ModelInput.from_ints(tokens[:-1]),
-        loss_fn_inputs={"target_tokens": tokens[1:], "weights": [1.0] * (len(tokens) - 1)},
-    )
+    inputs: Any = {"target_tokens": tokens[1:], "weights": [1.0] * (len(tokens) - 1)}
+    read = tinker.ModelInput.from_ints(tokens[:-1])
+    datum = tinker.Datum(model_input=read, loss_fn_inputs=inputs)
     output = ask(client.forward, [datum], "cross_entropy", place="the service's forward pass")
     logprobs = output.loss_fn_outputs[0]["logprobs"].data
     return {"tokens": tokens, "logprobs": [float(value) for value in logprobs]}

@@ -21,7 +21,7 @@ SECRET = re.compile(
     r"tml-[A-Za-z0-9_-]{16,}|hf_[A-Za-z0-9]{20,}|sk-[A-Za-z0-9_-]{20,}|a[ks]-[A-Za-z0-9]{20,}"
     r"|eyJ[A-Za-z0-9_-]{20,}\.[A-Za-z0-9_-]{10,}|AKIA[A-Z0-9]{16}|-----BEGIN [A-Z ]*PRIVATE KEY"
 )
-SECRET_NAMES = re.compile(r"KEY|TOKEN|SECRET|PASSWORD|CREDENTIAL")
+SECRET_NAMES = re.compile(r"(KEY|TOKEN|SECRET|PASSWORD)$")
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def upload(
 def find_secrets(folder: str | Path) -> None:
     """Raise CourseError when a file holds something that looks like a key, or one of your own."""
     own = {
-        value: name
+        value: f"the value of {name}"
         for name, value in os.environ.items()
         if SECRET_NAMES.search(name) and len(value) >= 8
     }
@@ -90,13 +90,12 @@ def find_secrets(folder: str | Path) -> None:
         if name.endswith(".safetensors"):
             continue  # numbers; our own writer puts no text into it
         text = (Path(folder) / name).read_text(encoding="utf-8", errors="replace")
-        found = SECRET.search(text)
-        variable = next((own[value] for value in own if value in text), None)
-        if found or variable:
-            what = f"the value of {variable}" if variable else f"{found.group()[:6]}..."
-            line = text[: found.start() if found else 0].count("\n") + 1
-            place = f"{Path(folder) / name}:{line}"
-            raise CourseError(place, f"holds a secret ({what})", "take it out, then revoke it")
+        for secret, what in [*own.items(), *((f, "a key") for f in SECRET.findall(text))]:
+            if secret in text:
+                line = text[: text.index(secret)].count("\n") + 1
+                place = f"{Path(folder) / name}:{line}"
+                finding = f"holds a secret ({what}, {secret[:4]}...)"
+                raise CourseError(place, finding, "take it out, then revoke it")
 
 
 def _files(folder: Path) -> list[tuple[str, int]]:

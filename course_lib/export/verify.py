@@ -154,7 +154,7 @@ def _compare_tensors(model: torch.nn.Module, base: BaseFolder, adapter: Path, me
     return len(plan)
 
 
-def _peft_delta(layers: dict[str, LoraLayer], module: str) -> torch.Tensor | None:
+def _peft_delta(layers: dict[str, Any], module: str) -> torch.Tensor | None:
     """What peft adds to a stored matrix; None where it adds nothing.
 
     An expert's own matrix, `...experts.3.up_proj`, is a slice of a stacked one, (E, rows, columns).
@@ -165,9 +165,9 @@ def _peft_delta(layers: dict[str, LoraLayer], module: str) -> torch.Tensor | Non
     if not dot or f"{stack}.experts" not in layers:
         return None
     index, matrix = rest.split(".")
-    wrapped = layers[f"{stack}.experts"]
+    wrapped: Any = layers[f"{stack}.experts"]
     wanted = "down_proj" if matrix == "down_proj" else "gate_up_proj"
-    while isinstance(wrapped, LoraLayer) and wrapped.parameter_name != wanted:
+    while getattr(wrapped, "parameter_name", wanted) != wanted:
         wrapped = wrapped.base_layer
     if not isinstance(wrapped, LoraLayer):
         return None

@@ -42,8 +42,8 @@ log = logging.getLogger("posttrain.serve")
 class Served:
     """What the routes share: the model once it is there, and how much is in flight."""
 
-    def __init__(self, source: str | Path | ServedModel, key: str, limits: ServeLimits) -> None:
-        self.source, self.key, self.limits = source, key, limits
+    def __init__(self, source: str | Path | ServedModel, limits: ServeLimits) -> None:
+        self.source, self.limits = source, limits
         self.model: ServedModel | None = None
         self.failed: BaseException | None = None
         self.in_flight = 0
@@ -57,6 +57,7 @@ class Served:
 
     async def load(self) -> None:
         """Read the model in a thread, so that /health answers meanwhile."""
+        assert not isinstance(self.source, ServedModel), "it is loaded already"
         try:
             self.use(await asyncio.to_thread(ServedModel.load, self.source))
         except CourseError as error:
@@ -88,7 +89,7 @@ def create_app(
     if len(key) < MIN_KEY:
         remedy = "set POSTTRAIN_API_KEY, or leave it out to have one made"
         raise CourseError("--key", f"shorter than {MIN_KEY} characters", remedy)
-    served = Served(model, key, limits or ServeLimits())
+    served = Served(model, limits or ServeLimits())
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:

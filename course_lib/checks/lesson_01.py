@@ -79,6 +79,11 @@ def _lines(rng: random.Random) -> list[tuple]:
     return [(line,) for line in lines]
 
 
+def planted_lines(seed: int) -> list[str]:
+    """Sound and faulty lines in a mixed order, for the lesson to look at."""
+    return [line for (line,) in _lines(random.Random(seed))]
+
+
 LINE_FAULT = Exercise(
     id="01.1",
     title="A validator for one line",

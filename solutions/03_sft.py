@@ -1,0 +1,403 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+# ---
+
+# %% [markdown] id="title"
+# # 03 · The SFT loop, and how it survives a crash
+#
+# Supervised fine-tuning is a short loop: take a batch, make its answers likelier, again. All that
+# can go wrong with it is in the small print: what is averaged, in which order the rows come, how
+# the learning rate moves, and what exactly a checkpoint has kept.
+#
+# After this notebook you can
+#
+# - write the weighted mean loss, and say which averages lie;
+# - make batches that are shuffled, repeatable and whole;
+# - read a training curve beside a held-out curve, and stop in time;
+# - resume a run so that nobody can tell that it was interrupted.
+#
+# You need lessons 01 (weights) and 02 (rank, learning rate).
+
+# %% [markdown] id="card"
+# The builder writes the measured card here.
+
+# %% id="connect"
+from course_lib import connect, check, hint, progress, preset
+
+service = connect()
+
+# %% [markdown] id="loop-question"
+# ## What happens in one step?
+#
+# Here is the whole loop of the library. Look for five things: where the batches come from, where
+# the learning rate is made, where both calls are sent, what is divided by what, and when something
+# is saved. The rest of this notebook takes them one by one.
+
+# %% id="source-train-sft"
+from course_lib.sft import train_sft
+from course_lib.widgets import show, show_source
+
+show_source(train_sft)
+
+# %% id="settings"
+from dataclasses import replace
+
+from course_lib.lessons import band, measured, shipped_conversations
+
+config = preset().sft
+config = replace(config, batch_size=16, max_steps=30, save_every=0, eval_every=0)
+conversations = [one for one in shipped_conversations() if len(one.messages) == 2]
+heldout = [one for one in shipped_conversations("heldout") if len(one.messages) == 2][:48]
+
+
+def fresh_client():
+    """A new adapter; the same seed, so the same start each time."""
+    rank = config.lora_rank
+    return service.create_lora_training_client(service.base_model, rank=rank, seed=0).result()
+
+
+client = fresh_client()
+tokenizer = client.get_tokenizer()
+
+# %% [markdown] id="nll-question"
+# ## What is averaged?
+#
+# The engine gives the **sum** of the loss over all tokens of all conversations in the batch. What
+# should it be divided by, so that batches can be compared?
+#
+# $$\text{NLL} = -\frac{\sum_d \sum_t w_{dt}\, \ln p(x_{dt} \mid x_{d,<t})}{\sum_d \sum_t w_{dt}}$$
+#
+# NLL is the negative log-likelihood, in nats per trained token. **Predict**: if you divide by *all*
+# tokens instead, does the loss look larger or smaller? And if you average each conversation first,
+# whose tokens count more: those of long answers, or of short ones?
+
+
+# %% id="write-weighted-nll" exercise="03.1"
+def weighted_nll(logprobs_D_T, weights_D_T):
+    """Nats per trained token over the batch; D conversations of T tokens each (T varies)."""
+    total = trained = 0.0
+    for logprobs_T, weights_T in zip(logprobs_D_T, weights_D_T, strict=True):
+        for logprob, weight in zip(logprobs_T, weights_T, strict=True):
+            total -= weight * logprob
+            trained += weight
+    return total / trained
+
+
+# %% id="check-weighted-nll"
+weighted_nll = check("03.1", weighted_nll)
+
+# %% [markdown] id="nll-real"
+# On a real batch. `forward` is `forward_backward` without the gradient; it hands back the
+# log-probability of every target.
+
+# %% id="nll-of-a-batch"
+from course_lib.batches import make_datum
+from course_lib.rendering import render_conversation
+
+batch = [make_datum(render_conversation(one, tokenizer)) for one in conversations[:16]]
+result = client.forward(batch, "cross_entropy").result()
+logprobs_D_T = [output["logprobs"].data for output in result.loss_fn_outputs]
+weights_D_T = [datum.loss_fn_inputs["weights"].data for datum in batch]
+
+mine = weighted_nll(logprobs_D_T, weights_D_T)
+everything = [[1.0] * len(weights_T) for weights_T in weights_D_T]
+per_token = result.metrics["loss:sum"] / sum(map(len, weights_D_T))
+measured("weighted mean", mine, "nats per trained token")
+measured("wrong on purpose, divided by all tokens", per_token, "nats")
+measured("wrong on purpose, questions counted as well", weighted_nll(logprobs_D_T, everything))
+same = abs(mine * sum(map(sum, weights_D_T)) - result.metrics["loss:sum"]) < 0.05
+band("Times the trained tokens, it is the engine's loss:sum", same)
+
+# %% [markdown] id="batches-question"
+# ## In which order do the rows come?
+#
+# Here is a function that cuts rows into batches. It runs, the loss falls, and three things are
+# wrong with it. Find them before you read on: call it twice, call it for the next epoch, and look
+# at the last batch.
+
+# %% id="broken-batches"
+import random
+
+
+def broken_batches(n, batch_size, seed, epoch):
+    order = list(range(n))
+    random.shuffle(order)
+    return [order[i : i + batch_size] for i in range(0, n, batch_size)]
+
+
+once, again = broken_batches(10, 4, seed=0, epoch=0), broken_batches(10, 4, seed=0, epoch=0)
+print("lengths of its batches:", [len(one) for one in once])
+band("The same seed gives the same order", once == again)
+
+# %% [markdown] id="batches-exercise"
+# A run must be repeatable, or a crash loses it (you will see why). Another order in each epoch, or
+# the model meets the same neighbours again. And no partial batch: its gradient is a sum over fewer
+# rows, and it shows up as a spike.
+
+
+# %% id="write-epoch-batches" exercise="03.3"
+def epoch_batches(n, batch_size, seed, epoch):
+    """Rows 0 .. n - 1 in whole batches: another order each epoch, repeatable, none partial."""
+    order = list(range(n))
+    random.Random(f"{seed}/{epoch}").shuffle(order)
+    whole = n // batch_size
+    return [order[i * batch_size : (i + 1) * batch_size] for i in range(whole)]
+
+
+# %% id="check-epoch-batches"
+epoch_batches = check("03.3", epoch_batches)
+
+# %% id="show-epoch-batches"
+for epoch in (0, 1):
+    print(f"epoch {epoch}:", epoch_batches(10, 4, seed=0, epoch=epoch))
+
+# %% [markdown] id="schedule-question"
+# ## How should the learning rate move?
+#
+# Adam's first steps are its most uncertain ones, because its averages have seen nothing yet; so
+# many recipes **warm up**. The last steps should be small, because what they change is not
+# corrected any more; so nearly all recipes let the rate **fall**.
+
+
+# %% id="write-learning-rate" exercise="03.2"
+def learning_rate_at(step, total, peak, warmup):
+    """step 0 .. total - 1; up to the peak within `warmup` steps, then down, never quite 0."""
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    return peak * (total - step) / (total - warmup)
+
+
+# %% id="check-learning-rate"
+learning_rate_at = check("03.2", learning_rate_at)
+
+# %% [markdown] id="schedule-predict"
+# **Predict**: 30 steps with the same peak, once constant, once falling, once with five steps of
+# warm-up and then falling. Which ends lowest on held-out conversations?
+
+# %% id="schedules"
+import tinker
+
+from course_lib.evaluation import nll
+
+STEPS, PEAK = 30, config.learning_rate
+datums = [make_datum(render_conversation(one, tokenizer)) for one in conversations]
+heldout_datums = [make_datum(render_conversation(one, tokenizer)) for one in heldout]
+schedules = {
+    "constant": lambda step: PEAK,
+    "falling": lambda step: learning_rate_at(step, STEPS, PEAK, 1),
+    "warm-up, falling": lambda step: learning_rate_at(step, STEPS, PEAK, 5),
+}
+
+
+# %% id="run-schedules"
+def train(rate_at):
+    """The loop in its shortest form; gives the NLL of each step and the client."""
+    client, losses = fresh_client(), []
+    for step, rows in enumerate(epoch_batches(len(datums), 16, 0, 0)[:STEPS]):
+        batch = [datums[row] for row in rows]
+        backward = client.forward_backward(batch, "cross_entropy")
+        update = client.optim_step(tinker.AdamParams(learning_rate=rate_at(step)))
+        trained = sum(sum(datum.loss_fn_inputs["weights"].data) for datum in batch)
+        losses.append(backward.result().metrics["loss:sum"] / trained)
+        update.result()
+    return losses, client
+
+
+runs = {name: train(rate_at) for name, rate_at in schedules.items()}
+
+# %% id="schedules-figure"
+from course_lib.plots.curves import curves_figure
+
+title = "Three schedules, the same batches"
+show(curves_figure({name: losses for name, (losses, _) in runs.items()}, title, "loss (nats)"))
+ends = {name: nll(client, heldout_datums) for name, (_, client) in runs.items()}
+for name, end in ends.items():
+    measured(f"{name}: held-out loss", end, "nats per token")
+band("A rate that falls ends lower than a constant one", ends["falling"] < ends["constant"])
+
+# %% [markdown] id="heat-question"
+# ## What is learned first?
+#
+# A loss is an average, and hides what it averages. So look at one answer, token by token, while the
+# model is trained: how surprised is it by each of them? **Predict** which tokens become cheap
+# first, and which stay expensive: the words, the numbers, or the end marker.
+
+# %% id="watch-tokens"
+from course_lib.conversations import Conversation, Message
+
+question = Message("user", "What is 23 + 45 + 61?")
+answer = Message("assistant", "23 + 45 = 68, 68 + 61 = 129. The answer is 129.")
+watched = render_conversation(Conversation((question, answer)), tokenizer)
+watched_datum = make_datum(watched)
+start = watched.weights.index(1.0)
+tokens = [tokenizer.decode([token]) for token in watched.tokens[start:]]
+WATCH = (1, 2, 4, 8, 15, 30)
+client, surprise = fresh_client(), {}
+
+
+def look(step, total, metrics):
+    """Called by the loop after every step."""
+    if step in WATCH:
+        output = client.forward([watched_datum], "cross_entropy").result().loss_fn_outputs[0]
+        surprise[step] = [-logprob for logprob in output["logprobs"].data[start - 1 :]]
+
+
+# %% id="token-heat-map"
+from course_lib.plots.heat import heat_map
+
+look(WATCH[0], 0, {})
+before = surprise.pop(WATCH[0])
+train_sft(client, conversations, config, tokenizer=tokenizer, on_step=look)
+matrix = [before, *surprise.values()]
+names = ["before", *(f"step {step}" for step in surprise)]
+title = "How surprising is each token of the answer?"
+show(heat_map(matrix, title, "token", "", "nats", rows=names, columns=tokens, digits=1))
+band("The end marker has become cheap", surprise[STEPS][-1] < 0.1 < before[-1])
+
+# %% [markdown] id="heat-answer"
+# The format comes first: the marker, the commas, *The answer is*. Some of the digits stay dear: to
+# know them one must add. SFT on a few hundred rows teaches how an answer looks, and hardly how to
+# find it. What does teach that is the subject of lessons 04 to 07.
+
+# %% [markdown] id="overfit-question"
+# ## When should one stop?
+#
+# Sixteen conversations, seen over and over. The training loss will fall as far as you like.
+# **Predict** the held-out curve.
+#
+# The dashboard moves while it trains. **Stop** holds the run after the step at hand, **Resume**
+# goes on, **Finish** saves and ends.
+
+# %% id="overfit"
+from course_lib.widgets import LiveTraining
+
+few = replace(config, batch_size=16, epochs=40, max_steps=40, eval_every=4, schedule="constant")
+live = LiveTraining()
+overfit = await live.run(
+    train_sft, fresh_client(), conversations[:16], few, tokenizer=tokenizer, heldout=heldout
+)
+
+# %% id="overfit-verdict"
+curve = {row["step"]: row["test/nll"] for row in overfit.metrics if "test/nll" in row}
+best_step = min(curve, key=lambda step: curve[step])
+measured("lowest held-out loss at step", best_step)
+measured("held-out loss at the end, above its lowest by", curve[40] - curve[best_step], "nats")
+band("The training loss goes on falling", overfit.losses[-1] < 0.1)
+band("The held-out loss has turned before the end", curve[40] > curve[best_step] + 0.1)
+
+# %% [markdown] id="overfit-answer"
+# The checkpoint to keep is the one at the lowest point of the held-out curve, not the last. That is
+# **early stopping**: save often, judge on held-out rows, and take the best.
+
+# %% [markdown] id="kinds-question"
+# ## What is in a checkpoint?
+#
+# Three things can be kept, and they are not the same:
+#
+# | call | keeps | good for |
+# | --- | --- | --- |
+# | `save_state` | adapter, and Adam's memory of each number | going on |
+# | `save_weights_for_sampler` | adapter | sampling, evaluating, deploying |
+# | `save_weights_and_get_sampling_client` | adapter, without a name | a quick look |
+#
+# Adam remembers two moving averages for every trained number: which way the gradients went, and how
+# large they were. Without them its next steps have another size.
+
+# %% id="save-and-read"
+import tempfile
+from pathlib import Path
+
+from course_lib.checkpoints import CheckpointLog, StopTraining, training_client_from
+
+out = Path(tempfile.mkdtemp())
+plan = replace(config, max_steps=24, save_every=12)
+whole = train_sft(fresh_client(), conversations, plan, tokenizer=tokenizer, out=out)
+middle = CheckpointLog(out).read()[0]
+print(f"checkpoint of step {middle.step}: for training and for sampling")
+
+# %% [markdown] id="wrong-kind"
+# Wrong on purpose: go on training from the sampler's file. It holds no optimizer, so the library
+# refuses it. (Most tools let you, and the curve has a bump that nobody can explain.)
+
+# %% id="refused"
+from course_lib import CourseError
+
+try:
+    training_client_from(service, middle.sampler_path)
+except CourseError as error:
+    print(error.finding, "->", error.remedy)
+
+# %% [markdown] id="resume-question"
+# ## Can anybody tell that it was interrupted?
+#
+# The run above did 24 steps in one go. Now let it crash after step 12, and go on in three ways:
+# from the weights and the optimizer, from the weights only, and from nothing at all. Rows and
+# learning rates follow from the seed and the step, so all three see the same batches.
+
+# %% id="three-resumes"
+with_optimizer = training_client_from(service, middle)
+weights_only = training_client_from(service, middle, optimizer=False)
+settings = {"tokenizer": tokenizer, "resume": middle}
+three = [
+    train_sft(start, conversations, plan, **settings).losses
+    for start in (with_optimizer, weights_only, fresh_client())
+]
+letters = random.Random(3).sample("ABC", 3)  # so that only the curves can tell
+resumed = dict(sorted(zip(letters, three, strict=True)))
+uninterrupted = whole.losses[middle.step :]
+
+# %% id="resume-figure"
+steps = range(middle.step + 1, 25)
+curves = {"uninterrupted": uninterrupted, **resumed}
+show(curves_figure(curves, "Which one is which?", "loss (nats)", steps=steps))
+
+# %% [markdown] id="resume-exercise"
+# The letters were drawn by lot. Read the curves, and name each of them.
+
+# %% id="which-was-it" exercise="03.4"
+# for "A", "B" and "C" one of "weights and optimizer", "weights only", "fresh start"
+which_was_it = {"A": "weights and optimizer", "B": "fresh start", "C": "weights only"}
+
+# %% id="check-which-was-it"
+which_was_it = check("03.4", which_was_it, uninterrupted=uninterrupted, resumed=resumed)
+
+# %% id="resume-verdict"
+
+
+def strays(name):
+    """The largest distance to the uninterrupted run."""
+    return max(abs(a - b) for a, b in zip(resumed[name], uninterrupted, strict=True))
+
+
+for name, label in which_was_it.items():
+    measured(f"{name}, {label}: strays by at most", strays(name), "nats")
+kept = {label: name for name, label in which_was_it.items()}
+exact, bumpy = strays(kept["weights and optimizer"]), strays(kept["weights only"])
+band("With the optimizer the curves agree within 0.0001 nats", exact < 1e-4)
+band("Weights only: the curve has a bump", bumpy > max(0.01, 10 * exact))
+
+# %% [markdown] id="crash-note"
+# A crash is nothing else. `posttrain all --resume RUN` reads the last line of `checkpoints.jsonl`
+# and does what you have just done; and the **Finish** button raises `StopTraining`, which saves
+# first. Three things made it possible: a checkpoint with the optimizer, an order of rows that
+# follows from the seed, and a learning rate that follows from the step.
+
+# %% id="progress"
+progress()
+
+# %% [markdown] id="take-away"
+# ## What to take away
+#
+# - Divide by the trained tokens of the batch, nothing else. An average over all tokens flatters.
+# - Shuffle by (seed, epoch), drop the partial batch, let the rate fall.
+# - Judge by held-out loss, and keep the checkpoint at its lowest point.
+# - To go on you need weights *and* optimizer; to sample, the weights.
+#
+# ## What next
+#
+# SFT has taught the format. [04 Rewards](04_rewards.ipynb) is about what it could not teach: being
+# right, and how to pay for it.

@@ -32,7 +32,7 @@ class Adapter:
         self.peft_config = peft_config  # the content of adapter_config.json
         self.version = 0  # counts every change of the parameters
         self.gradients: list[Tensor] | None = None  # summed over forward_backward calls
-        self.optimizer = torch.optim.AdamW(parameters.values())
+        self.optimizer = torch.optim.AdamW(parameters.values(), fused=True)
         self._remove = remove
 
     @property

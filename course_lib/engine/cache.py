@@ -1,4 +1,4 @@
-"""What is remembered of the tokens so far: keys and values of all rows of a batch, in one slab per layer.
+"""What is remembered of the tokens so far: keys and values of all rows, one slab for each layer.
 
 All rows share one clock: column t of the slab is written by every row in the same step, so a row
 that came later starts at a later column (`start`), and everything left of it is masked. Rows that
@@ -15,7 +15,7 @@ HEADROOM = 32  # columns and rows are allocated in multiples of it
 
 
 class SlabLayer(CacheLayerMixin):
-    """Keys and values of one layer: buffers (rows, heads, columns, dim), filled up to `length` columns."""
+    """Keys and values of one layer: buffers (rows, heads, columns, dim), in use up to a corner."""
 
     is_sliding = False  # windows are cut by the attention mask
 
@@ -42,41 +42,45 @@ class SlabLayer(CacheLayerMixin):
 
     def reserve(self, rows: int, columns: int, shift: int = 0) -> None:
         """Make room, and move what is there `shift` columns to the right."""
-        if not shift and rows <= self.keys.shape[0] and columns <= self.keys.shape[2]:
+        had_rows, heads, had_columns, _ = self.keys.shape
+        if not shift and rows <= had_rows and columns <= had_columns:
             return
-        rows = max(rows, self.keys.shape[0])
-        if columns > self.keys.shape[2]:
-            columns = -(-max(columns, self.keys.shape[2] * 3 // 2) // HEADROOM) * HEADROOM
-        columns = max(columns, self.keys.shape[2])
+        rows = had_rows if rows <= had_rows else max(rows, 2 * self.rows)
+        if columns > had_columns:
+            columns = -(-max(columns, self.length * 3 // 2) // HEADROOM) * HEADROOM
+        columns = max(columns, had_columns)
         for name in ("keys", "values"):
             old = getattr(self, name)
-            new = old.new_empty(rows, old.shape[1], columns, old.shape[3])
-            filled = slice(shift, shift + self.length)
-            new[: self.rows, :, filled] = old[: self.rows, :, : self.length]
+            new = old.new_empty(rows, heads, columns, old.shape[3])
+            new[: self.rows, :, shift : shift + self.length] = old[: self.rows, :, : self.length]
             # What stands left of a row's start is masked, but a NaN there would survive the mask.
             new[: self.rows, :, :shift] = 0
             setattr(self, name, new)
         self.length += shift
 
-    def admit(self, other: SlabLayer, index: Tensor) -> None:
-        """Append rows `index` of another slab, so that they end at this slab's last column."""
+    def admit(self, other: SlabLayer, index: Tensor, ahead: int) -> None:
+        """Append rows `index` of another slab, ending at this slab's last column.
+
+        Room is made for `ahead` more columns, so that decoding need not move everything.
+        """
         if not self.is_initialized:
             self.lazy_initialization(other.keys, other.values)
-        rows = self.rows + len(index)
-        self.reserve(rows, max(self.length, other.length), max(0, other.length - self.length))
-        self.length = max(self.length, other.length)
-        first = self.length - other.length
+        rows, length = self.rows + len(index), max(self.length, other.length)
+        self.reserve(rows, length + ahead, shift=length - self.length if self.rows else 0)
+        first = length - other.length
         for mine, theirs in ((self.keys, other.keys), (self.values, other.values)):
             mine[self.rows : rows, :, :first] = 0
-            mine[self.rows : rows, :, first : self.length] = theirs[index, :, : other.length]
-        self.rows = rows
+            mine[self.rows : rows, :, first:length] = theirs[index, :, : other.length]
+        self.rows, self.length = rows, length
 
     def keep(self, holes: Tensor, tails: Tensor, rows: int) -> None:
-        """Overwrite the ended rows `holes` with the live rows `tails`, and forget all from `rows` on."""
+        """Overwrite the ended rows `holes` with the live rows `tails`; forget all from `rows` on."""
         if len(holes):
             for buffer in (self.keys, self.values):
                 buffer[holes, :, : self.length] = buffer[tails, :, : self.length]
         self.rows = rows
+        if not rows:
+            self.length = 0
 
     def trim(self, columns: int) -> None:
         """Forget the first columns, which no live row looks at any more."""

@@ -20,6 +20,8 @@ from course_lib.engine.forwards import Forward
 from course_lib.engine.picking import Drawing, top_entries, uniforms
 from course_lib.engine.requests import SampledSequence, SampleRequest
 
+AHEAD = 64  # columns of cache to allocate for tokens to come
+
 
 @dataclass(eq=False)
 class Row:
@@ -29,77 +31,80 @@ class Row:
     sample: int
     seed: int
     limit: int  # tokens at most
-    stops: Callable[[list[int]], bool]
+    stop_ids: frozenset[int]
+    stop_text: Callable[[list[int]], bool] | None = None  # do the tokens so far hold a stop string?
     start: int = 0
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     topk: list[list[tuple[int, float]]] = field(default_factory=list)
     stop_reason: str = ""  # empty while the row lives
 
-    def take(self, token: int, logprob: float) -> None:
-        """Append a token, and end when it is a stop or the last one allowed."""
-        self.tokens.append(token)
-        self.logprobs.append(logprob)
-        if self.request.on_token is not None:
-            self.request.on_token(self.sample, token, logprob)
-        if self.stops(self.tokens):
-            self.stop_reason = "stop"
-        elif len(self.tokens) >= self.limit:
-            self.stop_reason = "length"
-
     def result(self) -> SampledSequence:
         topk = self.topk if self.request.topk_sample_logprobs else None
         return SampledSequence(self.tokens, self.logprobs, self.stop_reason, topk)
 
 
-@dataclass(frozen=True)
 class Settings:
-    """How each row of a batch draws, as tensors (B,); rebuilt when rows come or go."""
+    """What the rows of a batch ask for, side by side; made anew when rows come or go."""
 
-    how: Drawing
-    seeds: np.ndarray
-    start: Tensor | None  # first column of each row, None if 0 for all
-    with_topk: list[int]  # the rows that want their likeliest tokens told
-
-    @classmethod
-    def of(cls, rows: list[Row], device: torch.device) -> Settings:
+    def __init__(self, rows: list[Row], device: torch.device) -> None:
         requests = [row.request for row in rows]
-        start = [row.start for row in rows]
-        return cls(
-            Drawing.of(
-                [request.temperature for request in requests],
-                [request.top_k for request in requests],
-                [request.top_p for request in requests],
-                device,
-            ),
-            np.array([row.seed for row in rows], dtype=np.int64).view(np.uint64),
-            torch.tensor(start, device=device) if any(start) else None,
-            [index for index, request in enumerate(requests) if request.topk_sample_logprobs],
+        self.how = Drawing.of(
+            [request.temperature for request in requests],
+            [request.top_k for request in requests],
+            [request.top_p for request in requests],
+            device,
         )
+        start = [row.start for row in rows]
+        self.start = torch.tensor(start, device=device) if any(start) else None
+        self.seeds = np.array([row.seed for row in rows], dtype=np.int64).view(np.uint64)
+        self.counts = np.array([len(row.tokens) for row in rows])  # tokens drawn so far
+        self.limits = np.array([row.limit for row in rows])
+        self.stop_ids = sorted({row.stop_ids for row in rows}, key=hash)
+        self.stop_rule = np.array([self.stop_ids.index(row.stop_ids) for row in rows])
+        self.text_rows = [row for row in rows if row.stop_text is not None]
+        self.topk_rows = [i for i, request in enumerate(requests) if request.topk_sample_logprobs]
+        self.watched = [i for i, request in enumerate(requests) if request.on_token is not None]
 
 
 def draw(logits: Tensor, rows: list[Row], settings: Settings) -> Tensor:
     """Give each row its next token, from logits (B, V); returns the tokens (B,)."""
     logprobs = settings.how.logprobs(logits)  # (B, V)
-    counts = np.array([len(row.tokens) for row in rows])
-    tokens = settings.how.pick(logprobs, uniforms(settings.seeds, counts))
+    tokens = settings.how.pick(logprobs, uniforms(settings.seeds, settings.counts))
     chosen = logprobs.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
-    for index in settings.with_topk:
+    settings.counts += 1
+    for row, token, logprob in zip(rows, tokens.tolist(), chosen.tolist(), strict=True):
+        row.tokens.append(token)
+        row.logprobs.append(logprob)
+    for index in settings.topk_rows:
         row = rows[index]
         row.topk += top_entries(logprobs[index : index + 1], row.request.topk_sample_logprobs)
-    for row, token, logprob in zip(rows, tokens.tolist(), chosen.tolist(), strict=True):
-        row.take(token, logprob)
+    for row in (rows[index] for index in settings.watched):
+        row.request.on_token(row.sample, row.tokens[-1], row.logprobs[-1])
+    mark_ended(rows, settings, tokens.cpu().numpy())
     return tokens
+
+
+def mark_ended(rows: list[Row], settings: Settings, tokens: np.ndarray) -> None:
+    """Give a stop reason to each row whose newest token (B,) was its last."""
+    for index in np.flatnonzero(settings.counts >= settings.limits):
+        rows[index].stop_reason = "length"
+    for rule, ids in enumerate(settings.stop_ids):
+        for index in np.flatnonzero(np.isin(tokens, [*ids]) & (settings.stop_rule == rule)):
+            rows[index].stop_reason = "stop"
+    for row in settings.text_rows:
+        if row.stop_text is not None and row.stop_text(row.tokens):
+            row.stop_reason = "stop"
 
 
 class Batch:
     """Rows that are decoded together with one set of weights."""
 
-    def __init__(self, forward: Forward, weights: Any) -> None:
+    def __init__(self, forward: Forward, weights: Any, cache: Cache | None = None) -> None:
         self.forward = forward
         self.weights = weights
         self.rows: list[Row] = []
-        self.cache = new_cache()
+        self.cache = cache or new_cache()  # an empty one that was used before saves its allocation
         # Each row's newest token, which is not in the cache yet.
         self._last = torch.empty(0, dtype=torch.long, device=forward.device)
         self._settings: Settings | None = None
@@ -123,7 +128,7 @@ class Batch:
         rows = [row for group in rows_of for row in group]
         source = [index for index, group in enumerate(rows_of) for _ in group]
         last = logits[:, -1] if every else logits
-        drawn = draw(last[torch.tensor(source, device=device)], rows, Settings.of(rows, device))
+        drawn = draw(last[torch.tensor(source, device=device)], rows, Settings(rows, device))
         for row, index in zip(rows, source, strict=True):
             row.start = padding[index]
         alive = [index for index, row in enumerate(rows) if not row.stop_reason]
@@ -134,14 +139,13 @@ class Batch:
 
     def _join(self, cache: Cache, rows: list[Row], source: list[int]) -> None:
         """Append new rows with the columns of their prompts, so that all rows end in one column."""
-        if not self.rows:
-            self.cache = new_cache()
         new, old = cache.get_seq_length(), self.cache.get_seq_length()
         index = torch.tensor(source, device=self.forward.device)
+        ahead = min(AHEAD, max(row.limit for row in rows))
         while len(self.cache.layers) < len(cache.layers):
             self.cache.layers.append(SlabLayer())
         for mine, theirs in zip(self.cache.layers, cache.layers, strict=True):
-            mine.admit(theirs, index)
+            mine.admit(theirs, index, ahead)
         for moved, shift in ((self.rows, max(0, new - old)), (rows, max(0, old - new))):
             for row in moved:
                 row.start += shift
@@ -152,7 +156,7 @@ class Batch:
     def step(self) -> None:
         """One token for every row; rows that end leave the batch."""
         if self._settings is None:
-            self._settings = Settings.of(self.rows, self.forward.device)
+            self._settings = Settings(self.rows, self.forward.device)
         tokens = self._last.unsqueeze(-1)
         logits = self.forward(self.weights, tokens, self._settings.start, self.cache)
         self._last = draw(logits, self.rows, self._settings)

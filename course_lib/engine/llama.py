@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from course_lib.engine.autograd import LoraLinear
+from course_lib.engine.autograd import LoraLinear, RMSNorm
 
 STATIC_ROTATIONS = ("default", "linear", "llama3", "yarn")
 
@@ -137,12 +137,12 @@ class Llama:
 
     def rotated(self, qk: Tensor, rotations: Tensor) -> Tensor:
         """Rotary position embedding (Su et al. 2021) of (T, heads, D), by rotations (T, 1, D / 2)."""
-        pairs = torch.view_as_complex(qk.unflatten(-1, (-1, 2)))
+        pairs = torch.view_as_complex(qk.view(*qk.shape[:2], -1, 2))
         return torch.view_as_real(pairs * rotations).flatten(-2)
 
     def norm(self, x: Tensor) -> Tensor:
         """Root mean square norm, without the scale, which is part of the next matrix."""
-        return F.rms_norm(x, (x.shape[-1],), eps=self.eps)
+        return RMSNorm.apply(x, self.eps)
 
     def hidden(
         self,
@@ -157,10 +157,11 @@ class Llama:
         """
         x = F.embedding(tokens, weights.embedding)
         rotations = self.rotations[positions].unsqueeze(1)  # (T, 1, D / 2)
+        rotated, others = self.heads + self.kv_heads, self.kv_heads
         for index, layer in enumerate(weights.layers):
-            qkv = layer.qkv(self.norm(x)).unflatten(-1, (-1, self.dim))
-            qk, v = qkv.split([self.heads + self.kv_heads, self.kv_heads], dim=1)
-            q, k = self.rotated(qk, rotations).split([self.heads, self.kv_heads], dim=1)
+            qkv = layer.qkv(self.norm(x)).view(len(x), -1, self.dim)
+            qk, v = qkv.split_with_sizes([rotated, others], dim=1)
+            q, k = self.rotated(qk, rotations).split_with_sizes([self.heads, others], dim=1)
             x = x + layer.out(attend(index, q, k, v))
             gate, up = layer.gate_up(self.norm(x)).chunk(2, dim=-1)
             x = x + layer.down(F.silu(gate) * up)

@@ -21,6 +21,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from transformers import PreTrainedTokenizerBase
+from transformers.cache_utils import Cache
 
 from course_lib.engine.decoding import Batch, Row
 from course_lib.engine.model import BaseModel, SamplerWeights
@@ -68,6 +70,7 @@ class Sampler:
         self.max_rows = max_rows  # decoded at once, over all batches
         self.prefill_tokens = prefill_tokens  # of prompts computed in one go
         self._forward = base.sampling_forward()
+        self._spare: Cache | None = None  # of the batch that ended last
         self._waiting: deque[Job] = deque()
         self._running: list[Job] = []
         self._batches: OrderedDict[object, Batch] = OrderedDict()
@@ -79,7 +82,7 @@ class Sampler:
         seed = secrets.randbits(62) if request.seed is None else request.seed
         limit = request.max_tokens or self.base.context_length - len(request.prompt)
         stops = stop_rule(request, self.base.tokenizer)
-        rows = [Row(request, i, seed + i, limit, stops) for i in range(request.num_samples)]
+        rows = [Row(request, i, seed + i, limit, *stops) for i in range(request.num_samples)]
         job = Job(request, weights, seed, rows)
         self._waiting.append(job)
         return job.future
@@ -94,6 +97,8 @@ class Sampler:
                 batch.step()
             if batch.rows:
                 self._batches[key] = batch
+            elif not self.deterministic:
+                self._spare = batch.cache
         for job in [job for job in self._running if job.ended]:
             job.finish()
         self._running = [job for job in self._running if not job.ended]
@@ -165,7 +170,10 @@ class Sampler:
         """Compute the group's prompts and put its rows into the batch of their weights."""
         first, rows = group[0]
         key = rows[0] if self.deterministic else first.weights
-        batch = self._batches.get(key) or Batch(self._forward, self._fold(first.weights))
+        batch = self._batches.get(key)
+        if batch is None:
+            batch = Batch(self._forward, self._fold(first.weights), self._spare)
+            self._spare = None
         every = asks_about_prompt(first.request)
         logits = batch.admit(
             [job.request.prompt for job, _ in group], [rows for _, rows in group], every
@@ -188,18 +196,20 @@ class Sampler:
         return self._folded[weights]
 
 
-def stop_rule(request: SampleRequest, tokenizer) -> Callable[[list[int]], bool]:
-    """A check on the tokens so far: was the last one a stop, or did it complete a stop string?"""
+def stop_rule(
+    request: SampleRequest, tokenizer: PreTrainedTokenizerBase
+) -> tuple[frozenset[int], Callable[[list[int]], bool] | None]:
+    """The tokens that stop, and for stop strings a check whether the tokens so far complete one."""
     stop = [request.stop] if isinstance(request.stop, str) else request.stop
     if stop is None:
         stop = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-    if not stop or not isinstance(stop[0], str):
-        ids = frozenset(stop)
-        return lambda tokens: tokens[-1] in ids
-    longest = max(len(text.encode()) for text in stop) + 4  # a token is at least a byte long
+    strings = [item for item in stop if isinstance(item, str)]
+    if not strings:
+        return frozenset(int(item) for item in stop), None
+    longest = max(len(string.encode()) for string in strings) + 4  # a token has a byte at least
 
     def completes_a_string(tokens: list[int]) -> bool:
         text = tokenizer.decode(tokens[-longest:], skip_special_tokens=False)
-        return any(string in text for string in stop)
+        return any(string in text for string in strings)
 
-    return completes_a_string
+    return frozenset(), completes_a_string

@@ -29,7 +29,7 @@ REPORT = {
 CONFIG = {
     "preset": "quick",
     "seed": 3,
-    "sft": {"batch_size": 32, "data_path": "data/conversations.jsonl", "eval_path": "/home/ada/x"},
+    "sft": {"batch_size": 32, "data_path": "data/conversations.jsonl", "eval_path": "/elsewhere/x"},
     "rl": {"steps": 100, "loss_fn": "importance_sampling"},
 }
 
@@ -104,7 +104,7 @@ def test_the_card_shows_results_method_proof_and_limits(tmp_path, base):
     assert "Preset `quick`, seed 3." in text and "steps 100" in text
     assert "21 tensors compared" in text and "1.0e-05 nats" in text
     assert "not tested for safety" in text
-    assert "/home/ada" not in text, "a path of the training machine is in the card"
+    assert "/elsewhere" not in text, "a path of the training machine is in the card"
 
 
 def test_a_card_without_a_report_claims_no_result(tmp_path, base):

@@ -90,7 +90,7 @@ def test_modal_is_told_a_cpu_server_with_this_very_app(built):
     image = "\n".join(c for m in told.of("ImageGetOrCreate") for c in m.image.dockerfile_commands)
     assert "whl/cpu" in image and "transformers==" in image and "vllm" not in image
     names = [file.filename for m in told.of("MountGetOrCreate") for file in m.files]
-    assert "/root/course_lib/serve/app.py" in names
+    assert any(name.endswith("/course_lib/serve/app.py") for name in names)
 
 
 def test_modal_run_uploads_the_model_to_its_versions_place_on_the_volume(built):

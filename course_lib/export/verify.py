@@ -169,7 +169,7 @@ def _peft_delta(layers: dict[str, Any], module: str) -> torch.Tensor | None:
     wanted = "down_proj" if matrix == "down_proj" else "gate_up_proj"
     while getattr(wrapped, "parameter_name", wanted) != wanted:
         wrapped = wrapped.base_layer
-    if not isinstance(wrapped, LoraLayer):
+    if not hasattr(wrapped, "get_delta_weight"):
         return None
     delta = wrapped.get_delta_weight("default")[int(index)]
     return delta if wanted == "down_proj" else delta.chunk(2)[matrix == "up_proj"]

@@ -21,6 +21,7 @@ from course_lib.plots.words import describe
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+SHOWN = (0.1, 10.0)  # ratios beyond these are counted in the outermost bars
 Curve = tuple[Sequence[float], Sequence[float]]  # loss and gradient by ratio
 
 
@@ -36,12 +37,13 @@ def ratio_histogram(
     up = [r for r, a in zip(ratios, advantages, strict=True) if a > 0]
     down = [r for r, a in zip(ratios, advantages, strict=True) if a < 0]
     lost = sum(r > clip[1] for r in up) + sum(r < clip[0] for r in down)
-    edges = np.geomspace(min([0.5, *ratios]) * 0.98, max([2.0, *ratios]) * 1.02, 41)
+    low, high = max(SHOWN[0], min([0.5, *ratios])), min(SHOWN[1], max([2.0, *ratios]))
+    edges = np.geomspace(low * 0.98, high * 1.02, 41)
     with course_style():
         figure, axes = new_figure()
         looks = ((up, 1, "A > 0", BLUE, "//"), (down, -1, "A < 0", VERMILLION, ".."))
         for values, sign, name, colour, hatch in looks:
-            counts = sign * np.histogram(values, bins=edges)[0]
+            counts = sign * np.histogram(np.clip(values, low, high), bins=edges)[0]
             look = {"color": colour, "hatch": hatch, "edgecolor": "white", "linewidth": 0.5}
             axes.bar(edges[:-1], counts, width=np.diff(edges), align="edge", label=name, **look)
         axes.axhline(0, color=INK, linewidth=0.8)
@@ -49,12 +51,15 @@ def ratio_histogram(
             axes.axvline(bound, color=INK, linestyle="--", linewidth=1)
         axes.set_xscale("log")
         _plain_ticks(axes)
+        axes.set_yscale("symlog", linthresh=5)  # a few moved tokens among hundreds must be seen
+        most = max(10, *(abs(end) for end in axes.get_ylim()))
+        axes.set_yticks([t for t in (-1000, -100, -10, 0, 10, 100, 1000) if abs(t) <= most])
         axes.yaxis.set_major_formatter(lambda value, _: f"{abs(value):g}")  # down is a count, too
-        label(axes, title, "ratio = p(trainer) / p(sampler), log scale", "tokens")
+        label(axes, title, "ratio = p(trainer) / p(sampler), log scale", "tokens, log scale")
         axes.legend(loc="upper right")
     share = lost / max(1, len(up) + len(down))
     words = f"{len(up) + len(down)} tokens; outside the clip {clip[0]} .. {clip[1]}: {share:.0%}"
-    return describe(figure, f"{title} Histogram of ratios. {words}.")
+    return describe(figure, f"{title} Histogram of ratios: {words}.")
 
 
 def _plain_ticks(axes) -> None:

@@ -1,0 +1,414 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+# ---
+
+# %% [markdown] id="title"
+# # 06 · Importance sampling: learn from what an older self said
+#
+# In lesson 05 each batch of answers was used for one step and thrown away. Answers are expensive:
+# they are made token by token. Can one batch serve for several steps? After the first of them, the
+# model that learns is no longer the model that answered.
+#
+# After this notebook you can
+#
+# - correct for that with the importance ratio, and check that it is 1 when it must be;
+# - write the losses `importance_sampling` and `ppo`, and match the engine's numbers;
+# - say which tokens PPO's clip silences, and what CISPO does instead;
+# - tell from the effective sample size when a batch is used up.
+#
+# You need lesson 05.
+
+# %% [markdown] id="card"
+# The builder writes the measured card here.
+
+# %% id="connect"
+from course_lib import connect, check, hint, progress, preset
+
+service = connect()
+
+# %% id="settings"
+import math
+from dataclasses import replace
+
+SUBSTEPS = 8  # optimizer steps on one batch of answers
+rl_config = replace(preset().rl, prompts_per_step=8, group_size=8, max_tokens=40, save_every=0)
+rl_config = replace(rl_config, learning_rate=1e-3, schedule="constant")
+
+# %% id="quick-sft"
+from course_lib.environments import sums_environment
+from course_lib.lessons import band, measured, quick_sft
+
+client, tokenizer, _ = quick_sft(service)
+environment = sums_environment()
+start = client.save_state("after-sft").result().path
+
+# %% [markdown] id="bandit-question"
+# ## What goes wrong with old samples?
+#
+# First without a language model. Three buttons pay 1, 0 and 5. The **policy** presses them with
+# probabilities 0.6, 0.3 and 0.1. But the presses that we have on file come from another player,
+# the **sampler**: 0.2, 0.3, 0.5. What does the policy earn on average?
+#
+# **Predict** what you get if you just take the mean of the payments on file.
+
+# %% id="bandit"
+import random
+
+policy, sampler_p, pays = [0.6, 0.3, 0.1], [0.2, 0.3, 0.5], [1.0, 0.0, 5.0]
+exact = sum(p * pay for p, pay in zip(policy, pays, strict=True))
+pressed = random.Random(0).choices(range(3), sampler_p, k=2000)
+plain = [pays[i] for i in pressed]
+weighted = [pays[i] * policy[i] / sampler_p[i] for i in pressed]
+print(f"exact {exact:.2f}, mean of the file {sum(plain) / 2000:.2f}", end=", ")
+print(f"weighted mean {sum(weighted) / 2000:.2f}")
+
+# %% id="bandit-figure"
+from course_lib.plots.curves import curves_figure
+from course_lib.widgets import show, show_source
+
+counts = list(range(20, 2001, 20))
+running = {
+    name: [sum(values[:n]) / n for n in counts]
+    for name, values in (("plain mean", plain), ("weighted by the ratio", weighted))
+}
+level = (exact, "what the policy really earns")
+show(curves_figure(running, "Two estimates", "payment", "presses", steps=counts, level=level))
+
+# %% [markdown] id="ratio-note"
+# The plain mean answers another question: what did the *sampler* earn? To mend it, weigh each
+# press by how much likelier the policy is to make it. That is **importance sampling**:
+#
+# $$\mathbb{E}_{x \sim p}[f(x)] = \mathbb{E}_{x \sim q}\left[\frac{p(x)}{q(x)}\, f(x)\right]$$
+#
+# For a language model, $x$ is a token, $q$ the model that sampled it, and $p$ the model that we
+# train:
+#
+# $$r = \frac{p(\text{token})}{q(\text{token})} 
+# = e^{\,\text{target logprob} - \text{sampling logprob}}$$
+#
+# ## Is the ratio 1 when it must be?
+#
+# Before the first step, $p$ and $q$ are one model, so every ratio must be 1. We sample a batch,
+# and let the trainer compute the logprobs of the same tokens.
+
+# %% id="sample-batch"
+from course_lib.advantages import group_advantages
+from course_lib.grpo import credited, rl_datum
+from course_lib.rollouts import sample_groups
+
+sampler = client.save_weights_and_get_sampling_client().result()
+settings = {"group_size": 8, "max_tokens": 40, "grade": environment.grade}
+groups = sample_groups(sampler, environment.sample(8, seed=1), tokenizer, **settings, seed=1)
+pairs = []  # an answer and its advantage
+for group in groups:
+    advantages_G = group_advantages(group.rewards_G)
+    pairs += [pair for pair in credited(group, advantages_G, rl_config) if pair[1]]
+datums = [rl_datum(turn, advantage, rl_config) for turn, advantage in pairs]
+
+# %% id="measure-ratios"
+
+
+def token_ratios(result):
+    """For each token of each answer: ratio of trainer to sampler. A list per answer."""
+    ratios = []
+    for (turn, _), output in zip(pairs, result.loss_fn_outputs, strict=True):
+        target = output["logprobs"].data[-len(turn.logprobs) :]
+        ratios.append([math.exp(p - q) for p, q in zip(target, turn.logprobs, strict=True)])
+    return ratios
+
+
+first = client.forward(datums, "importance_sampling").result()
+largest = max(abs(ratio - 1) for ratios in token_ratios(first) for ratio in ratios)
+band("Every ratio is 1, to a thousandth", largest < 1e-3)
+
+# %% [markdown] id="ratio-lesson"
+# This check is the first thing to look at in any RL run. If sampler and trainer disagree before
+# the first step (another temperature, another tokenization, other weights, rounding), every later
+# number is wrong, and the training may still look as if it worked. Lesson 07 breaks it on purpose.
+#
+# ## The loss
+#
+# To raise the expected advantage under $p$, with samples from $q$, minimise
+#
+# $$L = -\sum_t r_t A_t$$
+#
+# summed over the answers' tokens (Kakade and Langford 2002). **Write it.** The lists have an entry
+# for every position; `mask` is 1 on the tokens of the answer and 0 on the question's.
+
+
+# %% id="write-is-loss" exercise="06.1"
+def is_loss(target_logprobs, sampling_logprobs, advantages, mask):
+    """A float, summed over tokens; four lists of equal length, mask is 1.0 on completion tokens."""
+    total = 0.0
+    for target, sampling, advantage, counts in zip(
+        target_logprobs, sampling_logprobs, advantages, mask, strict=True
+    ):
+        total -= counts * advantage * math.exp(target - sampling)
+    return total
+
+
+# %% id="check-is-loss"
+is_loss = check("06.1", is_loss)
+
+# %% [markdown] id="engine-note"
+# Does it give what the engine gives? We take three steps on the batch, so that the ratios are no
+# longer 1, and compare. This is the engine's own function:
+
+# %% id="source-is"
+from course_lib.losses import cispo, importance_sampling, ppo
+
+show_source(importance_sampling)
+
+# %% id="match-engine"
+import tinker
+
+
+def reuse(client, loss_fn, times, config=None, learning_rate=1e-3):
+    """`times` steps on the one batch; the results of forward_backward, each before its step."""
+    calls = []
+    for _ in range(times):
+        backward = client.forward_backward(datums, loss_fn, config)
+        calls.append((backward, client.optim_step(tinker.AdamParams(learning_rate=learning_rate))))
+    return [(backward.result(), update.result())[0] for backward, update in calls]
+
+
+moved = reuse(client, "importance_sampling", 4)[-1]
+mine = 0.0
+for datum, output, (turn, _) in zip(datums, moved.loss_fn_outputs, pairs, strict=True):
+    fields = [list(datum.loss_fn_inputs[name].data) for name in ("logprobs", "advantages")]
+    n, answer = len(fields[0]), len(turn.logprobs)
+    mine += is_loss(list(output["logprobs"].data), *fields, [0.0] * (n - answer) + [1.0] * answer)
+theirs = moved.metrics["loss:sum"]
+band("Your loss is the engine's", abs(mine - theirs) < 1e-3 * abs(theirs))
+
+# %% [markdown] id="reuse-question"
+# ## How long is a batch good for?
+#
+# Eight steps on the same answers. **Predict**: how does the largest ratio change from step to
+# step?
+
+# %% id="reuse-run"
+client = service.create_training_client_from_state(start).result()
+results = reuse(client, "importance_sampling", SUBSTEPS)
+ratios_S = [[ratio for ratios in token_ratios(result) for ratio in ratios] for result in results]
+advantages = [a for turn, a in pairs for _ in turn.logprobs]
+largest = [max(ratios) for ratios in ratios_S]
+show(
+    curves_figure(
+        {"largest ratio": largest}, "One batch, eight steps", "ratio", "step on the batch"
+    )
+)
+band("At the first step the largest ratio is 1", abs(largest[0] - 1) < 1e-3)
+band("At the last one some token is over twice as likely", largest[-1] > 2)
+
+# %% id="ratio-histogram"
+from course_lib.plots.ratios import ratio_histogram
+
+show(ratio_histogram(ratios_S[-1], advantages, title="After seven steps on the same answers"))
+
+# %% [markdown] id="ess-question"
+# Above the line: tokens of good answers; below it: tokens of bad ones. They went where they were
+# pushed: the good to the right, the bad to the left.
+#
+# If a few tokens carry huge ratios, the sum hangs on them, and the rest hardly counts. How many
+# samples is the batch still worth? With $n$ equal ratios: $n$. With one huge ratio: 1. The
+# **effective sample size** (Kish 1965) is
+#
+# $$n_\text{eff} = \frac{\left(\sum_t r_t\right)^2}{\sum_t r_t^2}$$
+
+
+# %% id="write-ess" exercise="06.4"
+def effective_sample_size(ratios):
+    """Between 1 and len(ratios)."""
+    return sum(ratios) ** 2 / sum(ratio**2 for ratio in ratios)
+
+
+# %% id="check-ess"
+effective_sample_size = check("06.4", effective_sample_size)
+
+# %% id="ess-figure"
+shares = [effective_sample_size(ratios) / len(ratios) for ratios in ratios_S]
+show(
+    curves_figure(
+        {"share of the tokens": shares},
+        "What the batch is still worth",
+        "effective sample size / tokens",
+        "step on the batch",
+    )
+)
+band("The batch loses worth", shares[-1] < 0.97 * shares[0])
+
+# %% [markdown] id="ppo-question"
+# ## PPO: a limit to trust
+#
+# The ratio is right on average. But the loss $-rA$ has no end: a token with $A > 0$ is pushed up,
+# and then up again, on the evidence of one old batch. PPO (Schulman et al. 2017, equation 7) stops
+# paying for it once the ratio leaves a range around 1:
+#
+# $$L = -\sum_t \min\left(r_t A_t,\ \text{clip}(r_t, \text{low}, \text{high})\, A_t\right)$$
+#
+# In the SDK the range is given as ratios: `clip_low_threshold` 0.8, `clip_high_threshold` 1.2.
+
+
+# %% id="write-ppo-loss" exercise="06.2"
+def ppo_loss(ratio, advantage, low, high):
+    """The loss of one token; low and high are ratios, e.g. 0.8 and 1.2."""
+    clipped = min(max(ratio, low), high)
+    return -min(ratio * advantage, clipped * advantage)
+
+
+# %% id="check-ppo-loss"
+ppo_loss = check("06.2", ppo_loss)
+
+# %% [markdown] id="ppo-probe-note"
+# Four probes, all at the clip range 0.8 to 1.2. In which of them does the loss still change if the
+# ratio changes a little? Say it for each before you run the cell; the slope is measured by a small
+# step to both sides.
+
+# %% id="ppo-probes"
+print("ratio  advantage   loss  slope")
+for ratio, advantage in ((1.5, 1.0), (0.5, 1.0), (1.5, -1.0), (0.5, -1.0)):
+    loss = ppo_loss(ratio, advantage, 0.8, 1.2)
+    sides = [ppo_loss(ratio + shift, advantage, 0.8, 1.2) for shift in (-0.01, 0.01)]
+    slope = (sides[1] - sides[0]) / 0.02 + 0.0  # + 0.0: no "-0.0"
+    print(f"{ratio:5.1f} {advantage:10.1f} {loss:6.2f} {slope:6.2f}")
+
+# %% [markdown] id="ppo-learns-note"
+# The minimum is one-sided. A good token that became *rarer* ($r = 0.5$, $A > 0$) keeps its
+# gradient: it went the wrong way, and must come back. Silent are only tokens that went too far in
+# the direction in which they were pushed. **Say it as a function.**
+
+
+# %% id="predict-ppo-gradient" exercise="06.3"
+def ppo_learns(ratio, advantage, low, high):
+    """True if the PPO loss of this token has a gradient (the advantage is not 0)."""
+    if advantage > 0:
+        return ratio < high
+    return ratio > low
+
+
+# %% id="check-ppo-gradient"
+ppo_learns = check("06.3", ppo_learns)
+
+# %% id="silent-tokens"
+tokens = list(zip(ratios_S[-1], advantages, strict=True))
+silent = [not ppo_learns(ratio, a, 0.8, 1.2) for ratio, a in tokens]
+measured("tokens of our batch that PPO would silence now:", sum(silent) / len(silent), "%")
+band("Some are silent, and most are not", 0 < sum(silent) < len(silent) / 2)
+
+# %% [markdown] id="token-map-note"
+# Which tokens are they? The strip shows the logarithm of each token's ratio in the answer that
+# moved most: 0 means as likely as before.
+
+# %% id="token-map"
+from course_lib.plots.tokens import value_strip
+
+ratios_D = token_ratios(results[-1])
+moved_most = max(range(len(pairs)), key=lambda d: max(abs(math.log(r)) for r in ratios_D[d]))
+turn, advantage = pairs[moved_most]
+words = [tokenizer.decode([token]) for token in turn.completion_tokens]
+values = [math.log(ratio) for ratio in ratios_D[moved_most]]
+title = f"An answer with advantage {advantage:+.2f}: log ratios"
+show(value_strip(words, values, title, names=("likelier now", "rarer now")))
+
+# %% [markdown] id="token-map-lesson"
+# Most tokens of an answer follow from those before, whatever one thinks of the answer; their
+# ratios stay near 1. A few tokens *decide*: does it begin with "The", or with the first step of a
+# sum? It is these that move, and so it is these that the clip silences.
+#
+# ## CISPO: a limit to the weight, a gradient for all
+#
+# That bothered the authors of MiniMax-M1 (2025): the rare, deciding tokens are the first that PPO
+# drops. Their CISPO (equation 4) clips only the *weight* and keeps a gradient for every token:
+#
+# $$L = -\sum_t \text{sg}\left[\text{clip}(r_t, \text{low}, \text{high})\right] A_t \ln p_t$$
+#
+# `sg` (stop-gradient) means: take the number, and let no gradient flow through it. In the source
+# it is the word `detach`.
+
+# %% id="source-ppo-cispo"
+show_source(ppo, cispo)
+
+# %% [markdown] id="clip-widget-note"
+# Compare the three. Set the ratio to 1.5 and the advantage to +1, then to -1. The engine's default
+# for CISPO is 0 to 4; here all use the same range.
+
+# %% id="clip-widget"
+from course_lib.widgets import clip_explorer
+
+clip_explorer().show()
+
+# %% [markdown] id="same-batch-note"
+# ## The same batch under three losses
+#
+# Eight steps each, from the same start, on the same answers. **Predict**: which loss moves the
+# model furthest from its sampler?
+
+# %% id="same-batch"
+from course_lib.grpo import step_ratios
+
+LOSSES = ("importance_sampling", "ppo", "cispo")
+drift, shares = {}, {}
+for loss_fn in LOSSES:
+    learner = service.create_training_client_from_state(start).result()
+    steps = reuse(learner, loss_fn, SUBSTEPS)
+    metrics = [step_ratios(pairs, result, rl_config) for result in steps]
+    drift[loss_fn] = [each["kl/sample_train_k3"] for each in metrics]
+    last = metrics[-1]
+    shares[loss_fn] = (last["ratio/clipped_up"], last["ratio/clipped_down"])
+show(curves_figure(drift, "How far from the sampler?", "KL (nats per token)", "step on the batch"))
+
+# %% id="same-batch-clipped"
+from course_lib.plots.ratios import clipped_share_figure
+
+show(clipped_share_figure(shares, "Tokens outside 0.8 to 1.2 after seven steps"))
+band(
+    "PPO moves least", drift["ppo"][-1] < min(drift["importance_sampling"][-1], drift["cispo"][-1])
+)
+
+# %% [markdown] id="same-batch-lesson"
+# (KL measures how different two models are; lesson 07 is about its estimators.) PPO does not stop
+# the model *at* the edge of the range: tokens that are silent themselves are still carried along
+# by the others, since they share all the weights. The clip is a brake, not a wall.
+#
+# ## Does it matter for learning?
+#
+# Now whole training runs. Each batch of answers is used for eight steps. For comparison, one run
+# that uses each batch once.
+
+# %% id="train-three"
+from course_lib.grpo import train_grpo
+
+stale = replace(rl_config, steps=6, prompts_per_step=4, substeps=SUBSTEPS)
+curves = {}
+for loss_fn in LOSSES:
+    learner = service.create_training_client_from_state(start).result()
+    config = replace(stale, loss_fn=loss_fn)
+    curves[f"{loss_fn}, 8 steps each"] = train_grpo(
+        learner, environment, config, tokenizer=tokenizer
+    ).rewards
+learner = service.create_training_client_from_state(start).result()
+once = replace(stale, substeps=1)
+curves["1 step each"] = train_grpo(learner, environment, once, tokenizer=tokenizer).rewards
+show(curves_figure(curves, "Reward by batch", "reward (mean)", "batch of answers"))
+
+# %% id="progress"
+progress()
+
+# %% [markdown] id="take-away"
+# ## What to take away
+#
+# - Samples of another model answer another question. The ratio $p/q$ puts that right, on average.
+# - Before the first step every ratio is 1. Check it first, in every run.
+# - The longer a batch is used, the less it is worth: watch the effective sample size.
+# - PPO silences tokens that went too far where they were pushed, and only those. It brakes; it
+#   does not stop.
+# - CISPO limits the weight and silences nothing.
+#
+# ## What next
+#
+# [07 Stability](07_stability.ipynb): KL, length, temperature, and how stale is too stale.

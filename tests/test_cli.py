@@ -127,12 +127,51 @@ def test_own_conversations_without_checkable_answers_go_all_the_way(online, mine
     assert report["note"] and " ".join(report["note"].split()) in out
 
 
+def test_a_checkpoint_is_deployed_compared_and_rolled_back(
+    online, small, course_model, tmp_path, capsys
+):
+    main(["sft", *small, "--out", "run"])
+    saved = json.loads(Path("run/checkpoints.jsonl").read_text().splitlines()[-1])
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text('{"prompt": "What is 1 + 2?", "answer": "3"}\n')
+    ship = ["deploy", "--model", str(course_model), "--out", "deploys/mine"]
+    capsys.readouterr()
+
+    assert main([*ship, "--checkpoint", saved["state_path"]]) == 0
+    assert "posttrain serve deploys/mine" in capsys.readouterr().out
+    assert main([*ship, "--checkpoint", saved["sampler_path"], "--set", "gpu=cpu"]) == 0
+    again = [*ship, "--checkpoint", saved["state_path"], "--upload", "ada/sums", "--dry-run"]
+    assert main(again) == 0  # v1 once more, which is finished already
+    out = capsys.readouterr().out
+    assert "v1 was finished already" in out and "Would upload to ada/sums (private)" in out
+    assert main([*ship, "--checkpoint", saved["sampler_path"], "--set", "gpu=cpu"]) == 0
+    assert main(["rollback", "deploys/mine"]) == 0
+    assert capsys.readouterr().out.strip().endswith("v1")
+
+    options = ["--prompts", str(prompts), "--max-tokens", "4", "--out", "found.json"]
+    assert main(["compare", "base", "deploys/mine", *options]) == 0
+    assert re.search(r"B wins \d+ % \(\d+-\d+ %\): \d won", capsys.readouterr().out)
+    assert json.loads(Path("found.json").read_text())["rows"][0]["prompt"] == "What is 1 + 2?"
+
+
 def test_a_finished_run_resumed_changes_nothing(online, small, capsys):
     main(["all", *small, "--out", "run"])
     before = Path("run/metrics.jsonl").read_bytes()
 
     assert main(["all", "--resume", "run"]) == 0
     assert Path("run/metrics.jsonl").read_bytes() == before
+
+
+def test_a_run_stopped_with_ctrl_c_says_how_to_go_on(online, small, monkeypatch, capsys):
+    def interrupted(service, config, out, on_step, **options):
+        on_step(1, 2, {"phase": "sft", "train/nll": 1.0})
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("course_lib.pipeline.run_all", interrupted)
+
+    assert main(["all", *small, "--out", "my run"]) == 130
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last == "stopped; go on with: posttrain all --resume 'my run'"
 
 
 def test_progress_is_on_stderr_and_names_step_and_loss(online, small, capsys):
@@ -329,12 +368,11 @@ def test_doctor_tells_where_calls_go_and_never_shows_the_key(online, server, cap
     assert server["TINKER_API_KEY"] not in out
 
 
-def test_doctor_measures_what_each_preset_takes(embedded, capsys):
-    assert main(["doctor", *embedded]) == 0
-    lines = capsys.readouterr().out.splitlines()
+def test_doctor_measures_what_a_preset_takes(embedded, monkeypatch, capsys):
+    monkeypatch.setattr("course_lib.doctor.PRESETS", ("tiny",))  # the others take minutes
 
-    for preset in ("tiny", "quick", "full"):
-        assert any(re.match(rf"  {preset} +\d+ (s|min) +SFT step", line) for line in lines), preset
+    assert main(["doctor", *embedded]) == 0
+    assert re.search(r"^  tiny +\d+ (s|min) +SFT step \d", capsys.readouterr().out, re.M)
 
 
 def commands() -> list[str]:

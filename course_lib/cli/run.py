@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import sys
 from collections.abc import Iterator
@@ -112,7 +113,8 @@ def opened_run(command: str, options: RunOptions) -> Iterator[Run]:
         with Bars() as bars:
             yield Run(config, data, service, out, options.resume is not None, bars.on_step)
     except KeyboardInterrupt:
-        print(f"stopped; go on with: posttrain {command} --resume {out}", file=sys.stderr)
+        go_on = shlex.join(["posttrain", command, "--resume", str(out)])
+        print(f"stopped; go on with: {go_on}", file=sys.stderr)
         raise typer.Exit(130) from None
     except Exception:
         if not existed and [file.name for file in out.glob("*")] == ["config.json"]:

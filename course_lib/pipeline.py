@@ -22,9 +22,11 @@ from course_lib.checkpoints import (
     write_whole,
 )
 from course_lib.config import RunConfig, config_from_dict, config_to_dict
+from course_lib.diagnosis import diagnose
 from course_lib.errors import CourseError
 from course_lib.grpo import RLResult, train_grpo
 from course_lib.judges import Judge, judge_by_strength, reward_model
+from course_lib.metrics import read_metrics
 from course_lib.run_data import RunData, load_run_data
 from course_lib.run_judge import needs_judge, run_judge, run_reward
 from course_lib.sft import SFTResult, train_sft
@@ -83,6 +85,7 @@ def run_all(
         checkpoints["rl"] = rl.checkpoints[-1].state_path
         checkpoints["rl_sampler"] = rl.checkpoints[-1].sampler_path
     write_samples(out, list(stages))
+    rows = read_metrics(out / "metrics.jsonl")
     report = {
         "preset": config.preset,
         "seed": config.seed,
@@ -92,6 +95,7 @@ def run_all(
         "base": stages["base"],
         "sft": stages["sft"],
         "rl": stages.get("rl"),
+        "diagnosis": [str(found) for found in diagnose(rows)],
     }
     write_whole(out / "report.json", json.dumps(report, indent=2) + "\n")
     return report

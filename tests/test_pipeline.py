@@ -85,6 +85,7 @@ def test_a_run_leaves_a_report_metrics_checkpoints_and_samples(service, config, 
     )
     assert json.loads((tmp_path / "report.json").read_text()) == report
     assert (report["preset"], report["seed"], report["note"]) == ("tiny", 0, "")
+    assert report["diagnosis"] == []  # five steps are too few to accuse anybody
     for stage in ("base", "sft", "rl"):
         found = report[stage]
         low, high = found["interval"]

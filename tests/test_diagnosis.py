@@ -1,0 +1,117 @@
+"""Diagnosis: each rule on a run drawn by hand, its own kind first, and silence on healthy ones."""
+
+import pytest
+
+from course_lib.diagnosis import ENOUGH, RULES, diagnose
+
+STEPS = 30
+
+
+def line(start, end):
+    return [start + (end - start) * step / (STEPS - 1) for step in range(STEPS)]
+
+
+HEALTHY = {
+    "reward/total": line(0.2, 0.9),
+    "env/correct": line(0.2, 0.9),
+    "env/completion_tokens": line(15, 30),
+    "env/stop_share": line(1, 1),
+    "optim/entropy": line(0.2, 0.01),
+    "env/dead_groups": line(1, 6),
+    "env/groups": line(8, 8),
+    "ratio/max_deviation": line(1e-5, 1e-5),
+    "optim/lr": line(4e-4, 4e-4),
+    "kl/reference": line(0, 5),
+}
+BROKEN = {
+    "ratio_off": {"ratio/max_deviation": line(6, 0.5)},
+    "dead_groups": {
+        "env/dead_groups": line(8, 8),
+        "reward/total": line(0, 0),
+        "env/correct": line(0, 0),
+    },
+    "length_explosion": {
+        "env/completion_tokens": line(15, 95),
+        "env/stop_share": line(1, 0),
+        "env/correct": line(0.2, 0),
+    },
+    "entropy_collapse": {"optim/entropy": line(0.2, 0), "env/correct": line(0.2, 0)},
+    "hacked_reward": {"optim/entropy": line(0.2, 0.3), "env/correct": line(0.2, 0)},
+    "kl_runaway": {
+        "reward/total": line(0.2, 0),
+        "env/correct": line(0.2, 0),
+        "optim/entropy": line(0.2, 0.3),
+        "kl/reference": line(0, 150),
+    },
+    "tiny_rate": {
+        "reward/total": [0.2, 0.25] * 15,
+        "env/correct": [0.2, 0.25] * 15,
+        "optim/entropy": line(0.2, 0.2),
+        "optim/lr": line(1e-8, 1e-8),
+        "kl/reference": line(0, 1e-6),
+    },
+    "flat_reward": {
+        "reward/total": [0.2, 0.25] * 15,
+        "env/correct": [0.2, 0.25] * 15,
+        "optim/entropy": line(0.2, 0.2),
+        "kl/reference": line(0, 2),
+    },
+}
+
+
+def rows(columns, steps=STEPS):
+    return [
+        {
+            "phase": "rl",
+            "step": step + 1,
+            **{name: values[step] for name, values in columns.items()},
+        }
+        for step in range(steps)
+    ]
+
+
+def kinds(columns, **options):
+    return [found.kind for found in diagnose(rows(columns, **options))]
+
+
+def test_there_are_eight_kinds_and_an_example_of_each():
+    assert [rule.__name__ for rule in RULES] == list(BROKEN)
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_each_kind_is_named_first(kind):
+    found = diagnose(rows({**HEALTHY, **BROKEN[kind]}))
+    assert found[0].kind == kind
+    assert str(found[0]).count("\n") == 0 and len(str(found[0])) < 220
+
+
+def test_a_healthy_run_is_not_accused():
+    assert kinds(HEALTHY) == []
+    solved_from_the_start = {
+        "reward/total": [0.95, 1.0] * 15,
+        "env/correct": [0.95, 1.0] * 15,
+        "env/dead_groups": line(8, 8),
+        "optim/entropy": line(0.001, 0.001),
+    }
+    assert kinds({**HEALTHY, **solved_from_the_start}) == []
+
+
+def test_a_short_run_is_not_called_flat():
+    assert kinds({**HEALTHY, **BROKEN["flat_reward"]}, steps=ENOUGH - 1) == []
+
+
+def test_without_a_reference_the_rate_tells_a_tiny_step_from_a_blind_reward():
+    for kind in ("tiny_rate", "flat_reward"):
+        columns = {**HEALTHY, **BROKEN[kind]}
+        del columns["kl/reference"]
+        assert kinds(columns) == [kind]
+
+
+def test_a_tournament_is_not_called_flat_because_somebody_wins_every_duel():
+    columns = {**HEALTHY, **BROKEN["flat_reward"], "reward/tournament": line(0.5, 0.5)}
+    assert kinds(columns) == []
+
+
+def test_rows_of_other_phases_and_empty_logs_say_nothing():
+    assert diagnose([]) == []
+    assert diagnose([{"phase": "sft", "step": 1, "train/nll": 2.0}]) == []

@@ -63,6 +63,7 @@ def execute(notebook: NotebookNode, folder: Path, preset: str = "tiny") -> dict[
         resources={"metadata": {"path": str(folder)}},
         store_widget_state=False,
         record_timing=False,
+        coalesce_streams=True,  # one print may arrive in two messages on a busy machine
     )
     slowest = 0.0
     with tempfile.TemporaryDirectory() as scratch:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from course_lib.advantages import dead_group_probability
 from course_lib.plots.style import (
     BLUE,
     CYCLE,
@@ -23,11 +24,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def dead_share(p: float, group_size: int) -> float:
-    """Chance that all answers of a group are right, or all wrong: p^G + (1 - p)^G."""
-    return p**group_size + (1 - p) ** group_size
-
-
 def signal(p: float, group_size: int) -> float:
     """Mean squared centred advantage: p (1 - p) (G - 1) / G."""
     return p * (1 - p) * (group_size - 1) / group_size
@@ -41,9 +37,9 @@ def dead_groups_figure(p: float, group_size: int) -> Figure:
         for number, size in enumerate(sorted({2, 4, 8, 16} | {group_size})):
             style = {"color": CYCLE[number % 6], "linestyle": DASHES[number % 6], "marker": ""}
             width = 2.8 if size == group_size else 1.2
-            shares = [dead_share(x, size) for x in grid]
+            shares = [dead_group_probability(x, size) for x in grid]
             left.plot(grid, shares, label=f"G = {size}", linewidth=width, **style)
-        left.plot([p], [dead_share(p, group_size)], marker="o", color=INK, markersize=9)
+        left.plot([p], [dead_group_probability(p, group_size)], marker="o", color=INK, markersize=9)
         label(left, "Dead groups", "chance of a right answer, p", "share of groups")
         percent_axis(left)
         left.legend(loc="upper center", fontsize=8)
@@ -52,7 +48,7 @@ def dead_groups_figure(p: float, group_size: int) -> Figure:
         right.plot([p], [signal(p, group_size)], marker="o", color=INK, markersize=9)
         label(right, f"Signal at G = {group_size}", "chance of a right answer, p", "mean A²")
         right.set_ylim(0, 0.27)
-    share = dead_share(p, group_size)
+    share = dead_group_probability(p, group_size)
     words = f"p = {p:.2f} and G = {group_size}: {share:.0%} of groups are dead"
     return describe(figure, f"At {words}; the signal is {signal(p, group_size):.3f}.")
 

@@ -10,9 +10,11 @@ from pathlib import Path
 import httpx
 import pytest
 import tinker
+from click.testing import CliRunner
 from engine_desk import WAIT_S, Desk, datum, sampled
 from fake_compute import fake_engine
 from tinker import types
+from tinker.cli.__main__ import main_cli
 
 from course_lib.engine.server import Engine
 
@@ -155,6 +157,35 @@ def test_a_sessions_trace_shows_its_requests(plain: Desk):
     events = httpx.get(url).json()["traceEvents"]
     names = {event["name"] for event in events if event["ph"] == "X"}
     assert {"create_model", "forward_backward", "sample"} <= names
+
+
+def test_the_tinker_command_line_manages_what_was_made(
+    plain: Desk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    client = plain.trainer()
+    path = client.save_state("one").result(WAIT_S).path
+    session_id = plain.service.holder.get_session_id()
+    monkeypatch.setenv("TINKER_BASE_URL", plain.engine.url)
+    monkeypatch.setenv("TINKER_API_KEY", plain.engine.api_key)
+    monkeypatch.chdir(tmp_path)
+
+    def tinker_says(*words: str) -> str:
+        done = CliRunner().invoke(main_cli, ["--format", "json", *words])
+        assert done.exit_code == 0, (words, done.output)
+        return done.output
+
+    for words in (("run", "list"), ("run", "info", client.model_id), ("checkpoint", "list")):
+        assert client.model_id in tinker_says(*words)
+    assert "org/alias" in tinker_says("model", "list")
+    tinker_says("checkpoint", "set-ttl", path, "--ttl", "7200")
+    tinker_says("checkpoint", "publish", path)
+    assert "true" in tinker_says("checkpoint", "info", path).lower()
+    tinker_says("session", "export-trace", session_id, "--output", "it.pftrace")
+    assert (tmp_path / "it.pftrace").stat().st_size > 100
+    tinker_says("checkpoint", "download", path)
+    assert len(list(tmp_path.glob("*_weights_one/adapter_model.safetensors"))) == 1
+    tinker_says("checkpoint", "delete", path, "--yes")
+    assert path not in tinker_says("checkpoint", "list")
 
 
 def test_checkpoints_outlive_the_engine_and_its_key(tmp_path: Path):

@@ -60,8 +60,7 @@ def write_external(
     import pyrage
 
     for file in list(folder.iterdir()):
-        encrypted = pyrage.encrypt(file.read_bytes(), recipients)
-        file.with_name(file.name + ".age").write_bytes(encrypted)
+        pyrage.encrypt_file(str(file), f"{file}.age", recipients)
         file.unlink()
 
 

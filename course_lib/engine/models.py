@@ -77,10 +77,17 @@ def fingerprint(folder: Path) -> str:
     return digest.hexdigest()[:16]
 
 
+def hub_name(name: str) -> str:
+    """The hub repository from which the SDK loads a base model's tokenizer."""
+    if name.startswith("meta-llama/Llama-3"):
+        return "thinkingmachineslabinc/meta-llama-3-instruct-tokenizer"
+    return "/".join(name.split("/")[:2])
+
+
 def tokenizer_home(home: Path, models: dict[str, Model]) -> Path:
     """Lay out `home` as an HF home that holds the tokenizer of every served name."""
     for name, model in models.items():
-        folder = home / "hub" / f"models--{name.replace('/', '--')}"
+        folder = home / "hub" / f"models--{hub_name(name).replace('/', '--')}"
         snapshot = folder / "snapshots" / _REVISION
         snapshot.mkdir(parents=True, exist_ok=True)
         (folder / "refs").mkdir(exist_ok=True)

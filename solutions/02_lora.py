@@ -101,7 +101,7 @@ tokenizer = clients[1].get_tokenizer()
 short = [one for one in shipped_conversations() if len(one.messages) == 2]
 short_heldout = [one for one in shipped_conversations("heldout") if len(one.messages) == 2]
 rows = [render_conversation(one, tokenizer) for one in short[:480]]
-heldout_rows = [render_conversation(one, tokenizer) for one in short_heldout[:48]]
+heldout_rows = [render_conversation(one, tokenizer) for one in short_heldout[:32]]
 heldout = [make_datum(row) for row in heldout_rows]
 fresh = [nll(client, heldout) for client in clients.values()]
 measured("held-out loss of a fresh adapter:", fresh[0], "nats per token")
@@ -258,8 +258,6 @@ show(counts_figure(needed, title, "rank (of at most 128)", bins=range(0, 132, 4)
 # **Predict**: at which rank is 90 % of the improvement there?
 
 # %% id="truncate"
-from course_lib.plots.curves import curves_figure
-
 CUTS = (0, 1, 2, 4, 8, 16, 32, 64, 128)
 
 
@@ -276,16 +274,25 @@ cut = [loss_at_rank(rank) for rank in CUTS]
 gained = [(base_loss - loss) / (base_loss - full_loss) for loss in cut]
 
 # %% id="truncate-figure"
-title = "What a full fine-tune's change keeps when it is cut"
-show(curves_figure({"kept": gained}, title, "share of the improvement", "rank", steps=CUTS))
-enough = next(rank for rank, share in zip(CUTS, gained, strict=True) if share > 0.9)
-measured("first rank with over 90 % of the improvement:", enough)
-band("A quarter of the full rank (32 of 128) is enough for 90 %", enough <= 32)
+from course_lib.plots.lora import kept_figure
+
+
+def energy_kept(rank):
+    """The share of the squares that `rank` pieces of each matrix hold, over all matrices."""
+    squares = [piece.S**2 for piece in pieces.values()]
+    return (sum(s[:rank].sum() for s in squares) / sum(s.sum() for s in squares)).item()
+
+
+energy = [energy_kept(rank) for rank in CUTS]
+show(kept_figure(CUTS, energy, gained, "A full fine-tune's change, cut"))
+band("Rank 16 of 128 keeps 95 % of the improvement", gained[CUTS.index(16)] > 0.95)
+band("At rank 4 it keeps more of the improvement than of the energy", gained[3] > energy[3])
 
 # %% [markdown] id="truncate-answer"
 # A full fine-tune was free to use all 128 dimensions of every matrix, and what mattered went into a
-# few of them. The last ranks may even do harm: what they hold is mostly the noise of single
-# batches. This is why LoRA can work: it does not search where there is little to find.
+# few of them. The other ranks hold a good part of the energy and nearly none of the improvement:
+# they are mostly the noise of single batches. This is why LoRA can work: it does not search where
+# there is little to find.
 #
 # One caution. That is a fact about *this* change: a new format and a new habit, learned from a few
 # hundred rows. Teaching a model a new language from billions of tokens is another matter.
@@ -384,7 +391,7 @@ runs = {}
 for rank in RANKS:
     for rate in RATES:
         client = service.create_lora_training_client(service.base_model, rank=rank, seed=0)
-        runs[rank, rate] = [fresh[0], *sdk_train(client.result(), rate, steps=16, watch=4)]
+        runs[rank, rate] = [fresh[0], *sdk_train(client.result(), rate, steps=12, watch=4)]
 last = {setting: curve[-1] for setting, curve in runs.items()}
 
 # %% id="sweep-figure"
@@ -422,7 +429,7 @@ for rank in RANKS:
 # %% id="explorer"
 from course_lib.widgets import lora_explorer
 
-lora_explorer({(rank, 32.0, rate): curve for (rank, rate), curve in runs.items()}).show()
+lora_explorer({(rank, 32.0, rate): curve for (rank, rate), curve in runs.items()}, every=4).show()
 
 # %% id="progress"
 progress()

@@ -175,15 +175,16 @@ def learning_rate_at(step, total, peak, warmup):
 learning_rate_at = check("03.2", learning_rate_at)
 
 # %% [markdown] id="schedule-predict"
-# **Predict**: 30 steps with the same peak, once constant, once falling, once with five steps of
-# warm-up and then falling. Which ends lowest on held-out conversations?
+# **Predict**: 30 steps with the same high peak (three times the rate of the preset), once constant,
+# once falling, once with five steps of warm-up and then falling. Which ends lowest on held-out
+# conversations?
 
 # %% id="schedules"
 import tinker
 
 from course_lib.evaluation import nll
 
-STEPS, PEAK = 30, config.learning_rate
+STEPS, PEAK = 30, 3 * config.learning_rate
 datums = [make_datum(render_conversation(one, tokenizer)) for one in conversations]
 heldout_datums = [make_datum(render_conversation(one, tokenizer)) for one in heldout]
 schedules = {
@@ -217,7 +218,12 @@ show(curves_figure({name: losses for name, (losses, _) in runs.items()}, title, 
 ends = {name: nll(client, heldout_datums) for name, (_, client) in runs.items()}
 for name, end in ends.items():
     measured(f"{name}: held-out loss", end, "nats per token")
-band("A rate that falls ends lower than a constant one", ends["falling"] < ends["constant"])
+band("A rate that falls ends lower than a constant one", ends["falling"] < ends["constant"] - 0.1)
+
+# %% [markdown] id="schedules-answer"
+# A high rate is good at the beginning and bad at the end; a falling rate has both. At the preset's
+# own, lower rate the three end close together after so few steps: try it, it is one number in the
+# cell above.
 
 # %% [markdown] id="heat-question"
 # ## What is learned first?
@@ -259,9 +265,39 @@ show(heat_map(matrix, title, "token", "", "nats", rows=names, columns=tokens, di
 band("The end marker has become cheap", surprise[STEPS][-1] < 0.1 < before[-1])
 
 # %% [markdown] id="heat-answer"
-# The format comes first: the marker, the commas, *The answer is*. Some of the digits stay dear: to
-# know them one must add. SFT on a few hundred rows teaches how an answer looks, and hardly how to
-# find it. What does teach that is the subject of lessons 04 to 07.
+# The results `68` and `129` were cheap from the start: the base model can add. So sort the tokens
+# into three kinds, and average each: **form** (signs, commas, words, the end), **asked** (digits
+# that stand in the question and must be looked up there), **computed** (digits that follow by
+# adding).
+
+# %% id="kinds-of-tokens"
+KINDS = "fafaaf ccf ccf aaf ccc fffff cccff".replace(" ", "")  # one letter for each token
+names = {"f": "form", "a": "asked", "c": "computed"}
+
+
+def mean_of(kind, values):
+    chosen = [value for value, letter in zip(values, KINDS, strict=True) if letter == kind]
+    return sum(chosen) / len(chosen)
+
+
+by_kind = {name: [mean_of(kind, row) for row in matrix] for kind, name in names.items()}
+title = "What is learned first?"
+show(curves_figure(by_kind, title, "loss (nats)", "step", steps=[0, *surprise]))
+band("Computing was cheap from the start", by_kind["computed"][0] < 0.2)
+band("The form is learned", by_kind["form"][-1] < 0.5 * by_kind["form"][0])
+
+# %% [markdown] id="heat-lesson"
+# Thirty steps teach the form. What the question asks is slower: a digit that must be looked up
+# costs up to $\ln 10 = 2.3$ nats, and that is the price of a guess among ten. Ask the model, and
+# you see it: a tidy sum of numbers that nobody mentioned. One average loss would have hidden this.
+
+# %% id="tidy-and-wrong"
+from course_lib.lessons import quote
+from course_lib.widgets.chat import ask
+
+sampler = {"after 30 steps": client.save_weights_and_get_sampling_client().result()}
+for text in ("What is 23 + 45 + 61?", "Add 70, 31 and 12."):
+    quote(ask(sampler, tokenizer, (Message("user", text),))["after 30 steps"], text)
 
 # %% [markdown] id="overfit-question"
 # ## When should one stop?

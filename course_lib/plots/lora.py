@@ -21,6 +21,7 @@ from course_lib.plots.style import (
 from course_lib.plots.words import describe
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 Run = tuple[int, float, float]  # rank, alpha, learning rate
@@ -35,7 +36,9 @@ def spectrum_figure(singular_values: Sequence[float], rank: int, title: str) -> 
     with course_style():
         figure, (left, right) = new_figure(1, 2, size=(7.2, 3.0))
         colours = [BLUE if r <= rank else GREY for r in ranks]
-        bars = left.bar(ranks, list(singular_values), color=colours, edgecolor="white", width=0.9)
+        edge = 0.7 if len(ranks) <= 40 else 0  # between many thin bars, edges would hide them
+        look = {"color": colours, "edgecolor": "white", "linewidth": edge}
+        bars = left.bar(ranks, list(singular_values), width=0.9 if edge else 1.0, **look)
         for bar in list(bars)[:rank]:
             bar.set_hatch("//")
         label(left, title, "number", "singular value")
@@ -48,8 +51,29 @@ def spectrum_figure(singular_values: Sequence[float], rank: int, title: str) -> 
     return describe(figure, f"{title}: rank {rank} keeps {kept[rank - 1]:.0%} of the energy.")
 
 
-def lora_run_figure(runs: Mapping[Run, Sequence[float]], chosen: Run) -> Figure:
-    """One run of a sweep: its loss by step, and its final loss among those of other rates."""
+def kept_figure(
+    ranks: Sequence[int], energy: Sequence[float], improvement: Sequence[float], title: str
+) -> Figure:
+    """By the rank a change is cut to: the share of its energy kept, and of what it improved."""
+    with course_style():
+        figure, axes = new_figure()
+        for number, (name, values) in enumerate(
+            {"improvement kept": improvement, "energy kept": energy}.items()
+        ):
+            look = {"color": CYCLE[number], "linestyle": DASHES[number], "marker": MARKERS[number]}
+            axes.plot(range(len(ranks)), list(values), label=name, **look)
+        axes.set_xticks(range(len(ranks)), [str(rank) for rank in ranks])
+        label(axes, title, "rank that the change is cut to", "share")
+        percent_axis(axes)
+        axes.set_ylim(-0.03, max(1.03, 1.03 * max(improvement)))
+        axes.legend(loc="lower right")
+    pairs = zip(ranks, improvement, energy, strict=True)
+    words = "; ".join(f"rank {r}: {i:.0%} and {e:.0%}" for r, i, e in pairs)
+    return describe(figure, f"{title}, improvement and energy kept. {words}.")
+
+
+def lora_run_figure(runs: Mapping[Run, Sequence[float]], chosen: Run, every: int = 1) -> Figure:
+    """One run of a sweep: its loss each `every` steps, and its last one among other rates'."""
     rank, alpha, rate = chosen
     curve = list(runs[chosen])
     rates = sorted({r for _, _, r in runs})
@@ -60,14 +84,15 @@ def lora_run_figure(runs: Mapping[Run, Sequence[float]], chosen: Run) -> Figure:
         figure, (left, right) = new_figure(1, 2, size=(7.2, 3.0))
         for other in runs.values():
             left.plot(
-                range(len(other)),
+                [every * i for i in range(len(other))],
                 list(other),
                 color="#D5D5D5",
                 linewidth=0.8,
                 linestyle="-",
                 marker="",
             )
-        left.plot(range(len(curve)), curve, color=BLUE, linestyle="-", marker="")
+        steps = [every * i for i in range(len(curve))]
+        left.plot(steps, curve, color=BLUE, linestyle="-", marker="")
         left.set_ylim(0, top)
         label(left, f"rank {rank}, alpha {alpha:g}, rate {rate:g}", "step", "held-out loss (nats)")
         right.plot([r for r, _ in finals], [loss for _, loss in finals], color=BLUE, linestyle="--")
@@ -117,10 +142,21 @@ def sweep_figure(losses: Mapping[Setting, float], chosen: Setting | None = None)
                 fontsize=8,
             )
         axes.set_xscale("log")
-        label(
-            axes, "The learning rate decides", "learning rate (log scale)", "held-out loss (nats)"
-        )
+        axes.set_yscale("log")
+        _plain_ticks(axes, top)
+        label(axes, "The learning rate decides", "learning rate (log)", "held-out loss (nats, log)")
         axes.legend()
     best = min(losses, key=lambda key: losses[key] if math.isfinite(losses[key]) else math.inf)
     words = f"lowest held-out loss {losses[best]:.3g} at rank {best[0]}, learning rate {best[1]:g}"
     return describe(figure, f"Sweep over ranks {ranks}: {words}.")
+
+
+def _plain_ticks(axes: Axes, top: float) -> None:
+    """Losses on a log scale with numbers that one can read: 0.5, 1, 2."""
+    from matplotlib.ticker import FixedLocator, FormatStrFormatter, NullLocator
+
+    places = (0.1, 0.2, 0.3, 0.5, 0.7, 1, 1.5, 2, 3, 5, 10, 20)
+    axes.yaxis.set_major_locator(FixedLocator(places))
+    axes.yaxis.set_major_formatter(FormatStrFormatter("%g"))
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.set_ylim(top=1.15 * top)

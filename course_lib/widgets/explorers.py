@@ -48,12 +48,12 @@ def masked(conversation: Conversation, tokenizer: Any, mask: str) -> tuple[list[
     return tokens, weights
 
 
-def lora_explorer(runs: Mapping[Run, Sequence[float]]) -> Explorer:
-    """Walk through a sweep: (rank, alpha, learning rate) -> held-out loss by step."""
+def lora_explorer(runs: Mapping[Run, Sequence[float]], every: int = 1) -> Explorer:
+    """Walk through a sweep: (rank, alpha, learning rate) -> held-out loss each `every` steps."""
     ranks, alphas, rates = (sorted({run[i] for run in runs}) for i in range(3))
 
     def draw(rank: int, alpha: float, rate: float):
-        return lora_run_figure(runs, (rank, alpha, rate))
+        return lora_run_figure(runs, (rank, alpha, rate), every)
 
     controls = {
         "rank": choice("rank", ranks, ranks[len(ranks) // 2]),

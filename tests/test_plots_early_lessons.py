@@ -1,0 +1,73 @@
+"""The figures that lessons 01 and 02 add show the numbers they were given, and all of them."""
+
+from __future__ import annotations
+
+from io import BytesIO
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from course_lib.plots.lora import kept_figure, lora_run_figure, sweep_figure
+from course_lib.plots.shares import shares_figure
+from course_lib.plots.words import description
+
+SHARES = {"right": [0.25, 0.0], "stopped": [1.0, 0.5]}
+
+
+def test_each_bar_is_as_long_as_its_share():
+    axes = shares_figure(["good mask", "bad mask"], SHARES, "T").axes[0]
+    lengths = [[bar.get_width() for bar in bars] for bars in axes.containers]
+    assert lengths == [[0.25, 0.0], [1.0, 0.5]]
+
+
+def test_the_first_measure_stands_above_the_second_within_each_name():
+    axes = shares_figure(["good mask", "bad mask"], SHARES, "T").axes[0]
+    first, second = (
+        [bar.get_y() + bar.get_height() / 2 for bar in bars] for bars in axes.containers
+    )
+    assert axes.yaxis_inverted()  # a smaller y stands higher
+    assert all(one < other for one, other in zip(first, second, strict=True))
+    assert round(first[0], 6) == -0.2 and round(second[1], 6) == 1.2
+
+
+def test_the_words_tell_every_number():
+    words = description(shares_figure(["good mask", "bad mask"], SHARES, "T"))
+    assert words == ("T. good mask: right 25%, stopped 100%; bad mask: right 0%, stopped 50%.")
+
+
+def test_the_cut_change_is_drawn_by_rank_with_its_improvement_and_its_energy():
+    figure = kept_figure([0, 1, 4], [0.0, 0.3, 0.6], [0.0, 0.7, 1.02], "T")
+    axes = figure.axes[0]
+    drawn = {line.get_label(): list(line.get_ydata()) for line in axes.lines}
+    assert drawn == {"improvement kept": [0.0, 0.7, 1.02], "energy kept": [0.0, 0.3, 0.6]}
+    assert [text.get_text() for text in axes.get_xticklabels()] == ["0", "1", "4"]
+    assert axes.get_ylim()[1] > 1.02
+    assert "rank 4: 102% and 60%" in description(figure)
+
+
+@pytest.mark.parametrize(
+    "figure",
+    [
+        shares_figure(["a mask with a long name", "b"], SHARES, "T"),
+        kept_figure([0, 1], [0.0, 1.0], [0.0, 1.0], "T"),
+    ],
+)
+def test_nothing_is_cut_off_at_the_edge(figure):
+    with Image.open(BytesIO(figure._repr_png_())) as picture:
+        page = np.asarray(picture.convert("L"))
+    for edge in (page[0], page[-1], page[:, 0], page[:, -1]):
+        assert edge.min() > 250
+
+
+def test_a_run_that_was_judged_every_fourth_step_is_drawn_at_those_steps():
+    runs = {(1, 32.0, 1e-3): [2.0, 1.5, 1.0], (1, 32.0, 1e-2): [2.0, 1.0, 0.5]}
+    left, _ = lora_run_figure(runs, (1, 32.0, 1e-2), every=4).axes
+    assert all(list(line.get_xdata()) == [0, 4, 8] for line in left.lines)
+
+
+def test_a_run_that_ends_high_leaves_the_low_ones_room():
+    """On a linear scale one loss of 5 nats pressed all the others together."""
+    axes = sweep_figure({(1, 1e-3): 1.0, (1, 1e-2): 0.5, (1, 1e-1): 5.0}).axes[0]
+    low, middle, high = (axes.transData.transform((1e-3, loss))[1] for loss in (0.5, 1.0, 5.0))
+    assert (middle - low) / (high - low) > 0.25

@@ -221,9 +221,11 @@ for name, end in ends.items():
 band("A rate that falls ends lower than a constant one", ends["falling"] < ends["constant"] - 0.1)
 
 # %% [markdown] id="schedules-answer"
-# A high rate is good at the beginning and bad at the end; a falling rate has both. At the preset's
-# own, lower rate the three end close together after so few steps: try it, it is one number in the
-# cell above.
+# A high rate is good at the beginning and bad at the end; a falling rate has the good half of each.
+# Warm-up bought nothing here: it takes five of only thirty steps, and this adapter begins gently by
+# itself (its $B$ is zero, lesson 02). It earns its place in long runs that train every number. At
+# the preset's own, lower rate the three end close together after so few steps: try it, it is one
+# number in the cell above.
 
 # %% [markdown] id="heat-question"
 # ## What is learned first?

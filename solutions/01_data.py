@@ -286,13 +286,13 @@ STEPS, BATCH, RATE = 30, 16, 4e-3  # steps, conversations per step, first learni
 PROBLEMS, MAX_TOKENS = 40, 40
 
 
-def train(datums):
-    """A fresh adapter, STEPS steps of lesson 00's `train_step`, the rate falling to 0."""
+def train(datums, steps=STEPS):
+    """A fresh adapter, `steps` steps like lesson 00's, the rate falling to 0."""
     client = service.create_lora_training_client(service.base_model, rank=16, seed=0).result()
-    for step in range(STEPS):
+    for step in range(steps):
         first = step * BATCH
         batch = [datums[(first + i) % len(datums)] for i in range(BATCH)]
-        rate = RATE * (1 - step / STEPS)
+        rate = RATE * (1 - step / steps)
         backward = client.forward_backward(batch, "cross_entropy")
         update = client.optim_step(tinker.AdamParams(learning_rate=rate))
         backward.result(), update.result()
@@ -463,8 +463,7 @@ leaks = environment.heldout(16, seed=5)
 told = [Message("assistant", f"The answer is {problem.answer}.") for problem in leaks]
 pairs = [Conversation((*p.messages, answer)) for p, answer in zip(leaks, told, strict=True)]
 datums = [make_datum(render_conversation(one, tokenizer)) for one in pairs]
-STEPS = 60
-leaky = train(datums)
+leaky = train(datums, steps=60)
 seen, _ = judge(leaky, leaks)
 unseen, _ = judge(leaky, [one for one in heldout if one.id not in {p.id for p in leaks}])
 

@@ -210,19 +210,34 @@ measured("full fine-tune:", full_loss, "nats per token")
 band("Plain torch and the engine agree on the base model", abs(base_loss - fresh[0]) < 1e-3)
 band("The full fine-tune has learned", full_loss < 0.6 * base_loss)
 
+# %% [markdown] id="size-note"
+# How large is the change, beside the matrix that it changes? Below is the length of one divided by
+# the length of the other (all numbers squared, added, and the root of it), for all 28 matrices.
+
+# %% id="size-of-change"
+from course_lib.plots.heat import heat_map
+from course_lib.widgets import show, show_source
+
+with torch.no_grad():
+    changes = {name: tuned_layers[name].weight - base_layers[name].weight for name in base_layers}
+share = {name: 100 * (c.norm() / base_layers[name].weight.norm()) for name, c in changes.items()}
+kinds = [name.split(".")[-1] for name in share][:7]
+sizes = [[share[name].item() for name in share if name[0] == layer] for layer in "0123"]
+names = {"rows": [f"layer {i}" for i in range(4)], "columns": kinds}
+show(heat_map(sizes, "Size of the change", "", "", "% of the matrix", digits=0, **names))
+
 # %% [markdown] id="svd-note"
 # The change of a matrix is $\Delta W = W_\text{tuned} - W_\text{base}$. Its singular value
 # decomposition $\Delta W = U S V^\top$ sorts it into pieces of rank 1, the largest first. The share
 # of the change that the first $r$ pieces keep is counted in squares:
 #
 # $$\text{kept}(r) = \frac{s_1^2 + \dots + s_r^2}{s_1^2 + \dots + s_n^2}$$
+#
+# No other matrix of rank $r$ comes closer to $\Delta W$ (Eckart and Young 1936).
 
 # %% id="spectrum"
 from course_lib.plots.lora import spectrum_figure
-from course_lib.widgets import show, show_source
 
-with torch.no_grad():
-    changes = {name: tuned_layers[name].weight - base_layers[name].weight for name in base_layers}
 pieces = {name: torch.linalg.svd(change, full_matrices=False) for name, change in changes.items()}
 name = "0.mlp.down_proj"
 show(spectrum_figure(pieces[name].S.tolist(), 16, "Singular values of one change"))
@@ -346,12 +361,42 @@ reached = (base_loss - best) / (base_loss - full_loss)
 measured("share of the full fine-tune's improvement:", reached, "%")
 band("LoRA reaches nine tenths of the improvement", reached > 0.9)
 
+# %% [markdown] id="alpha-question"
+# ## And alpha?
+#
+# $\alpha$ looks like a third thing to choose. **Predict**: rank 4 with a quarter of the $\alpha$
+# learns more slowly. By what would you have to multiply the learning rate to make up for it?
+
+# %% id="alpha-runs"
+by_alpha = {(32.0, 4e-3): lora_losses[4]}
+for alpha, rate in ((8.0, 4e-3), (8.0, 16e-3)):
+    by_alpha[alpha, rate] = train(*lora_model(4, alpha), rate=rate)
+for (alpha, rate), loss in by_alpha.items():
+    measured(f"rank 4, alpha {alpha:g}, rate {rate:g}:", loss, "nats per token")
+quarter, made_up = by_alpha[8.0, 4e-3], by_alpha[8.0, 16e-3]
+band("A quarter of alpha learns less", quarter > by_alpha[32.0, 4e-3] + 0.1)
+band("Four times the rate makes up for it", abs(made_up - by_alpha[32.0, 4e-3]) < 0.08)
+
+# %% [markdown] id="alpha-answer"
+# Adam's steps do not grow with the gradient, so $B$ grows with the rate alone, and the change is
+# $\alpha$ times that. As long as $A$ has hardly moved, $\alpha$ and the rate are one handle with
+# two names. So fix $\alpha$, as the engine does, and choose the rate.
+
 # %% [markdown] id="sdk-question"
 # ## Does the engine do the same?
 #
-# Whoever uses Tinker writes none of this: `rank=` is the only word about LoRA in all the code. The
-# engine adapts the same matrices with the same formula, so the same rows must lead to about the
-# same place. (Not to the same number: $A$ begins with other random values.)
+# Whoever uses Tinker writes none of this: `rank=` is the only word about LoRA in all the code. Here
+# is the engine's own formula. For the matrix of a plain layer it is the first branch, two lines;
+# the rest is for models with several experts in one layer.
+
+# %% id="source-lora-product"
+from course_lib.engine.lora import lora_product
+
+show_source(lora_product)
+
+# %% [markdown] id="sdk-predict"
+# It adapts the same matrices, so the same rows must lead to about the same place. (Not to the same
+# number: $A$ begins with other random values.)
 
 
 # %% id="sdk-train"

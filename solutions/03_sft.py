@@ -139,7 +139,7 @@ band("The same seed gives the same order", once == again)
 # rows, and it shows up as a spike.
 
 
-# %% id="write-epoch-batches" exercise="03.3"
+# %% id="write-epoch-batches" exercise="03.2"
 def epoch_batches(n, batch_size, seed, epoch):
     """Rows 0 .. n - 1 in whole batches: another order each epoch, repeatable, none partial."""
     order = list(range(n))
@@ -149,7 +149,7 @@ def epoch_batches(n, batch_size, seed, epoch):
 
 
 # %% id="check-epoch-batches"
-epoch_batches = check("03.3", epoch_batches)
+epoch_batches = check("03.2", epoch_batches)
 
 # %% id="show-epoch-batches"
 for epoch in (0, 1):
@@ -159,11 +159,11 @@ for epoch in (0, 1):
 # ## How should the learning rate move?
 #
 # Adam's first steps are its most uncertain ones, because its averages have seen nothing yet; so
-# many recipes **warm up**. The last steps should be small, because what they change is not
-# corrected any more; so nearly all recipes let the rate **fall**.
+# many recipes **warm up** (Goyal et al. 2017). The last steps should be small, because what they
+# change is not corrected any more; so nearly all recipes let the rate **fall**.
 
 
-# %% id="write-learning-rate" exercise="03.2"
+# %% id="write-learning-rate" exercise="03.3"
 def learning_rate_at(step, total, peak, warmup):
     """step 0 .. total - 1; up to the peak within `warmup` steps, then down, never quite 0."""
     if step < warmup:
@@ -172,7 +172,7 @@ def learning_rate_at(step, total, peak, warmup):
 
 
 # %% id="check-learning-rate"
-learning_rate_at = check("03.2", learning_rate_at)
+learning_rate_at = check("03.3", learning_rate_at)
 
 # %% [markdown] id="schedule-predict"
 # **Predict**: 30 steps with the same high peak (three times the rate of the preset), once constant,
@@ -289,11 +289,11 @@ band("Computing was cheap from the start", by_kind["computed"][0] < 0.2)
 band("The form is learned", by_kind["form"][-1] < 0.5 * by_kind["form"][0])
 
 # %% [markdown] id="heat-lesson"
-# Thirty steps teach the form. What the question asks is slower: a digit that must be looked up
-# costs up to $\ln 10 = 2.3$ nats, and that is the price of a guess among ten. Ask the model, and
-# you see it: a tidy sum of numbers that nobody mentioned. One average loss would have hidden this.
+# Thirty steps teach the form. To look up what was asked is slower: such a digit may still cost $\ln
+# 10 = 2.3$ nats, which is the price of a guess among ten. Ask the model, and you see it: perfect
+# form, and a number that belongs to another question. One average would have hidden this.
 
-# %% id="tidy-and-wrong"
+# %% id="form-without-content"
 from course_lib.lessons import quote
 from course_lib.widgets.chat import ask
 
@@ -329,7 +329,7 @@ band("The held-out loss has turned before the end", curve[40] > curve[best_step]
 
 # %% [markdown] id="overfit-answer"
 # The checkpoint to keep is the one at the lowest point of the held-out curve, not the last. That is
-# **early stopping**: save often, judge on held-out rows, and take the best.
+# **early stopping** (Prechelt 1998): save often, judge on held-out rows, and take the best.
 
 # %% [markdown] id="kinds-question"
 # ## What is in a checkpoint?
@@ -342,8 +342,8 @@ band("The held-out loss has turned before the end", curve[40] > curve[best_step]
 # | `save_weights_for_sampler` | adapter | sampling, evaluating, deploying |
 # | `save_weights_and_get_sampling_client` | adapter, without a name | a quick look |
 #
-# Adam remembers two moving averages for every trained number: which way the gradients went, and how
-# large they were. Without them its next steps have another size.
+# Adam (Kingma and Ba 2014) remembers two moving averages for every trained number: which way the
+# gradients went, and how large they were. Without them its next steps have another size.
 
 # %% id="save-and-read"
 import tempfile

@@ -1,4 +1,4 @@
-"""Exercises of lesson 03: the weighted loss, the schedule, the batches, which resume it was."""
+"""Exercises of lesson 03: the weighted loss, the batches, the schedule, which resume it was."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def _steps(rng: random.Random) -> list[tuple]:
 
 
 SCHEDULE = Exercise(
-    id="03.2",
+    id="03.3",
     title="A learning rate that rises and falls",
     kind="code",
     reference=learning_rate_at,
@@ -198,7 +198,7 @@ NOT_ONCE = (
 
 
 BATCHES = Exercise(
-    id="03.3",
+    id="03.2",
     title="Mend the batches",
     kind="find the bug",
     reference=epoch_batches,
@@ -305,4 +305,4 @@ WHICH_RESUME = Exercise(
 which_was_it = ...""",
 )
 
-EXERCISES = [WEIGHTED_NLL, SCHEDULE, BATCHES, WHICH_RESUME]
+EXERCISES = [WEIGHTED_NLL, BATCHES, SCHEDULE, WHICH_RESUME]

@@ -70,8 +70,8 @@ sampler = client.save_weights_and_get_sampling_client().result()
 problems = environment.sample(PROBLEMS, seed=3)
 settings = {"group_size": GROUP_SIZE, "max_tokens": MAX_TOKENS, "grade": environment.grade}
 groups = sample_groups(sampler, problems, tokenizer, **settings, seed=1)
-group = max(groups, key=lambda group: min(sum(group.rewards_G), 7 - sum(group.rewards_G)))
-print(f"Asked {group.problem.messages[-1].content} The right answer is {group.problem.answer}.")
+group = max(groups, key=lambda each: min(sum(each.rewards_G), GROUP_SIZE - sum(each.rewards_G)))
+quote(f"{group.problem.messages[-1].content} (Right is {group.problem.answer}.)", "question")
 for rollout in group.rollouts:
     quote(rollout.text, f"reward {rollout.score.value:.0f}")
 
@@ -90,9 +90,6 @@ show(heat_map(rewards_P_G, "Rewards: one row is one group", "answer", "problem",
 # (Shao et al. 2024) takes the group itself for the expectation:
 #
 # $$A_i = r_i - \frac{1}{G}\sum_{j=1}^{G} r_j$$
-#
-# (The original also divides by the group's standard deviation. Liu et al. 2025, "Dr. GRPO", showed
-# that this makes the groups weigh most that nearly all agree, and left it out. So do we.)
 #
 # **Write it.** `rewards_P_G` is a list of P groups, each a list of G rewards.
 
@@ -125,9 +122,37 @@ print("all right:  ", group_advantages([[1.0, 1.0, 1.0, 1.0]]))
 # With its own group as the measure, the one right answer to the hard question gets 0.75, and a
 # right answer to the easy one 0.25: what is rare teaches more. With the whole batch as the measure
 # all right answers look alike, and the model is told off for every hard question.
+
+# %% [markdown] id="std-question"
+# ## Why not divide by the spread?
+#
+# The original GRPO also divides by the group's standard deviation. The library can do both. Take
+# two groups: one in which half of the answers are right, and one in which all but one are. The
+# mean of $A^2$ tells how hard a group pulls. **Predict**: with the division, which group pulls
+# harder?
+
+# %% id="source-advantages"
+from course_lib.advantages import group_advantages as library_advantages
+
+show_source(library_advantages)
+
+# %% id="probe-std"
+print("group      kind        right  wrong  mean A^2")
+for name, rewards_G in (("half", [1.0] * 4 + [0.0] * 4), ("all but 1", [1.0] * 7 + [0.0])):
+    for kind in ("centred", "normalised"):
+        advantages_G = library_advantages(rewards_G, kind)
+        pull = sum(a * a for a in advantages_G) / 8
+        print(f"{name:10} {kind:10} {advantages_G[0]:6.2f} {advantages_G[-1]:6.2f} {pull:9.2f}")
+
+# %% [markdown] id="std-lesson"
+# Only centred, the group that nearly agrees pulls less than half as hard as the one that is split:
+# there is less to prefer. Divided by the spread, every group pulls alike, and the single wrong
+# answer gets -2.65. Questions that are nearly always right, or nearly never, count for more than
+# they tell. Liu et al. 2025 ("Dr. GRPO") therefore leave the division out, and so do we.
 #
 # Here are the advantages of the groups above. A row of zeros is a **dead group**: nothing to
 # prefer, nothing to learn.
+
 
 # %% id="advantages-figure"
 advantages_P_G = group_advantages(rewards_P_G)
@@ -153,7 +178,7 @@ show_source(make_rl_datum)
 from course_lib.plots.tokens import value_strip
 
 row = groups.index(group)
-for wanted in (1.0, 0.0):
+for wanted in sorted(set(group.rewards_G), reverse=True):
     g = group.rewards_G.index(wanted)
     rollout, advantage = group.rollouts[g], advantages_P_G[row][g]
     tokens = rollout.prompt_tokens + rollout.completion_tokens

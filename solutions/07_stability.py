@@ -39,7 +39,7 @@ from course_lib.environments import sums_environment
 from course_lib.lessons import band, measured, quick_sft
 
 rl_config = replace(preset().rl, prompts_per_step=8, group_size=8, max_tokens=40, save_every=0)
-rl_config = replace(rl_config, steps=12, learning_rate=1e-3)
+rl_config = replace(rl_config, steps=12, learning_rate=1e-3, schedule="constant")
 environment = sums_environment()
 
 # %% id="quick-sft"
@@ -52,6 +52,51 @@ def fresh():
     """A training client with the weights after SFT: every experiment begins here."""
     return service.create_training_client_from_state(start).result()
 
+
+# %% [markdown] id="ordinary-note"
+# ## An ordinary run, to compare with
+#
+# Twelve steps of GRPO, as in lesson 05. While it trains we write down three things for later: its
+# distance from the start, the length of its answers, and what it makes of a batch of answers that
+# was sampled before the first step and laid aside.
+
+# %% id="old-batch"
+from course_lib.advantages import group_advantages
+from course_lib.batches import make_rl_datum
+from course_lib.grpo import credited, rl_datum, step_ratios, train_grpo
+from course_lib.rollouts import sample_groups
+
+settings = {"group_size": 8, "max_tokens": 40, "grade": environment.grade}
+
+
+def batch(sampler, seed, **changes):
+    """Answers with their advantages, and the same as datums; dead groups left out."""
+    problems = environment.sample(8, seed)
+    groups = sample_groups(sampler, problems, tokenizer, **{**settings, **changes}, seed=seed)
+    pairs = []
+    for group in groups:
+        advantages_G = group_advantages(group.rewards_G)
+        pairs += [pair for pair in credited(group, advantages_G, rl_config) if pair[1]]
+    return pairs, [rl_datum(turn, advantage, rl_config) for turn, advantage in pairs]
+
+
+old_pairs, old_datums = batch(reference, seed=1)
+
+# %% id="ordinary-run"
+learner, seen_later = fresh(), []
+
+
+def look_back(step, total, metrics):
+    """The ratios of the batch that was laid aside, under the model of this step."""
+    result = learner.forward(old_datums, "importance_sampling").result()
+    seen_later.append(step_ratios(old_pairs, result, rl_config))
+
+
+common = {"tokenizer": tokenizer, "reference": reference}  # the reference only to measure the KL
+ordinary = train_grpo(learner, environment, rl_config, **common, on_step=look_back)
+measured("reward of the first batch", ordinary.rewards[0])
+measured("reward of the last four", sum(ordinary.rewards[-4:]) / 4)
+band("It learns", sum(ordinary.rewards[-4:]) / 4 > ordinary.rewards[0] + 0.1)
 
 # %% [markdown] id="kl-question"
 # ## How far has the model moved?
@@ -124,35 +169,36 @@ show_source(kl_k1, kl_k2)
 # %% [markdown] id="penalty-question"
 # ## A leash: the KL penalty
 #
-# One can charge for the distance: reward minus $\beta$ times the KL to the reference. Here are two
-# runs on the same problems, one with and one without. **Predict** both pictures: the KL and the
-# reward.
+# One can charge for the distance: reward minus $\beta$ times the KL to the reference (Ouyang et
+# al. 2022). Here is the ordinary run again, and beside it one on a leash, on the same problems.
+# **Predict** both pictures: the KL and the reward.
 
 # %% id="penalty-run"
-from course_lib.grpo import train_grpo
 from course_lib.plots.curves import curves_figure, two_curves_figure
 
-BETA = 0.2  # reward lost per nat
-runs = {}
-for name, beta in (("free", 0.0), (f"penalty {BETA}", BETA)):
-    config = replace(rl_config, kl_penalty=beta)
-    runs[name] = train_grpo(fresh(), environment, config, tokenizer=tokenizer, reference=reference)
+BETA = 0.3  # reward lost per nat
+leashed = train_grpo(fresh(), environment, replace(rl_config, kl_penalty=BETA), **common)
+runs = {"no penalty": ordinary, f"penalty {BETA}": leashed}
 kls = {name: [row["kl/reference"] for row in run.metrics] for name, run in runs.items()}
 show(curves_figure(kls, "Distance from the start", "KL (nats per answer)"))
+late = {name: sum(values[-6:]) / 6 for name, values in kls.items()}
+band("The leash holds", late[f"penalty {BETA}"] < 0.8 * late["no penalty"])
 
 # %% id="penalty-reward"
 rewards = {name: run.rewards for name, run in runs.items()}
-show(curves_figure(rewards, "Share of right answers", "reward (mean)"))
-late = {name: sum(values[-4:]) / 4 for name, values in kls.items()}
-for name, value in late.items():
-    measured(f"{name}: KL over the last four steps", value, "nats per answer")
-band("The leash holds", late[f"penalty {BETA}"] < late["free"])
+show(curves_figure(rewards, "Share of right answers, the penalty not counted", "reward (mean)"))
+for name, values in rewards.items():
+    measured(f"{name}: reward over the last six steps", sum(values[-6:]) / 6)
 
 # %% [markdown] id="penalty-lesson"
-# The leash costs reward if what pays is far from the start, as here: the worked answers are rare
-# after SFT, so preferring them *is* a distance. It is worth its price where the reward can be
-# cheated (lesson 04), or where the model must keep what it knew. With a reward that is the truth
-# itself many recipes leave it out. The course's default is 0.
+# What does the leash cost? It depends on how far away lies what pays. Here the worked answers are
+# rare after SFT, so preferring them *is* a distance. A leash is worth its price where the reward
+# can be cheated (lesson 04), or where the model must keep what it knew. With a reward that is the
+# truth itself many recipes leave it out; the course's default is 0.
+#
+# A detail that costs people days: inside the *reward* use k1, as the library does by default. k3
+# is the better estimate of the KL's value, but charging it to the reward does not give the KL's
+# gradient.
 #
 # ## Sampler and trainer must agree
 #
@@ -176,67 +222,65 @@ def log_ratio_at_start(logits, token, temperature):
 # %% id="check-log-ratio"
 log_ratio_at_start = check("07.3", log_ratio_at_start)
 
+# %% [markdown] id="temperature-probe-note"
+# Three tokens with logits 2, 1 and 0, sampled at temperature 0.5. **Predict** for the likeliest
+# and for the rarest: is its ratio above or below 1?
+
 # %% id="temperature-probe"
-from course_lib.advantages import group_advantages
-from course_lib.grpo import credited, rl_datum
-from course_lib.rollouts import sample_groups
+for token, name in enumerate(("likeliest", "middle", "rarest")):
+    ratio = math.exp(log_ratio_at_start([2.0, 1.0, 0.0], token, 0.5))
+    print(f"{name:10} ratio {ratio:.2f}")
 
-settings = {"group_size": 8, "max_tokens": 40, "grade": environment.grade}
-
-
-def batch(sampler, seed, **changes):
-    """Answers with their advantages, and the same as datums; dead groups left out."""
-    problems = environment.sample(8, seed)
-    groups = sample_groups(sampler, problems, tokenizer, **{**settings, **changes}, seed=seed)
-    pairs = []
-    for group in groups:
-        advantages_G = group_advantages(group.rewards_G)
-        pairs += [pair for pair in credited(group, advantages_G, rl_config) if pair[1]]
-    return pairs, [rl_datum(turn, advantage, rl_config) for turn, advantage in pairs]
-
+# %% [markdown] id="temperature-run-note"
+# And our model, untouched, with answers sampled at three temperatures:
 
 # %% id="temperature-run"
-from course_lib.grpo import step_ratios
+from course_lib.plots.ratios import ratio_histogram
 
 untouched = fresh()
-for temperature in (1.0, 0.7, 1.3):
+for temperature in (1.0, 1.3, 0.7):
     pairs, datums = batch(reference, seed=1, temperature=temperature)
     result = untouched.forward(datums, "importance_sampling").result()
-    ratios = step_ratios(pairs, result, rl_config)
-    measured(f"temperature {temperature}: largest |ratio - 1|", ratios["ratio/max_deviation"])
-    band(f"Sampled at {temperature}, all ratios are 1", ratios["ratio/max_deviation"] < 1e-3)
+    largest = step_ratios(pairs, result, rl_config)["ratio/max_deviation"]
+    measured(f"temperature {temperature}: largest |ratio - 1|", largest)
+    band(f"Sampled at {temperature}, all ratios are 1", largest < 1e-3)
+
+# %% id="temperature-figure"
+ratios, advantages = [], []
+for (turn, advantage), output in zip(pairs, result.loss_fn_outputs, strict=True):
+    target = output["logprobs"].data[-len(turn.logprobs) :]
+    ratios += [math.exp(p - q) for p, q in zip(target, turn.logprobs, strict=True)]
+    advantages += [advantage] * len(turn.logprobs)
+title = "Sampled at 0.7: ratios before the first step"
+show(ratio_histogram(ratios, advantages, title=title))
 
 # %% [markdown] id="temperature-lesson"
-# Nothing crashes. The run just learns from weights that are wrong. Top-p and top-k sampling do the
-# same, and so do a sampler with rounded weights and a chat template that differs by one space. So:
-# look at the ratio before the first step. It must be 1.
+# Most tokens are sure at any temperature. The disagreement sits on the few at which the model
+# hesitates, and those are the ones that decide an answer. Nothing crashes; the run follows weights
+# that are wrong. Top-p and top-k sampling do the same, and so do a sampler with rounded weights
+# and a chat template that differs by one space. So: look at the ratio before the first step. It
+# must be 1.
 #
 # ## How stale may a batch be?
 #
 # Large systems sample and train at the same time. Then each batch is a few steps old when it is
-# used. We keep one batch from step 0 and look at it again after each step of an ordinary run.
-# **Predict**: after how many steps is the batch worth only half?
+# used. Remember the batch that we laid aside. **Predict**: what is it worth to the model twelve
+# steps later, as a share of its tokens?
 
-# %% id="staleness-run"
-learner = fresh()
-pairs, datums = batch(reference, seed=1)
-worth, drift = [1.0], [0.0]
-
-
-def look_back(step, total, metrics):
-    """What is the batch of step 0 worth to the model of this step?"""
-    result = learner.forward(datums, "importance_sampling").result()
-    ratios = step_ratios(pairs, result, rl_config)
-    worth.append(ratios["ratio/ess"])
-    drift.append(ratios["kl/sample_train_k3"])
-
-
-train_grpo(learner, environment, rl_config, tokenizer=tokenizer, on_step=look_back)
+# %% id="staleness-figure"
+worth = [each["ratio/ess"] for each in seen_later]
+away = [each["kl/sample_train_k3"] for each in seen_later]
 names = ("effective samples (share)", "KL (nats per token)")
-show(two_curves_figure(worth, drift, names, "The batch of step 0, seen later", "steps later"))
-band("The batch loses worth", worth[-1] < 0.9)
+show(two_curves_figure(worth, away, names, "The batch of step 0, seen later", "steps later"))
+silent = seen_later[-1]["ratio/clipped_up"] + seen_later[-1]["ratio/clipped_down"]
+measured("tokens that PPO would silence after twelve steps:", silent, "%")
+band("The batch has lost some of its worth", worth[-1] < 0.97)
+band("The model has moved on from it", away[-1] > 2 * away[0])
 
-# %% [markdown] id="length-question"
+# %% [markdown] id="staleness-lesson"
+# It is the *model's* movement that makes a batch old, not time: under a smaller learning rate it
+# lasts longer. Large systems set a limit in steps, and watch the ratio beside it.
+#
 # ## Do answers grow long because length pays?
 #
 # The original GRPO divides each answer's loss by its own length. It sounds fair. **Find the bug**:
@@ -268,17 +312,87 @@ def token_advantages(advantages_G, lengths_G, max_tokens):
 token_advantages = check("07.2", token_advantages)
 
 # %% [markdown] id="length-run-note"
-# Does it matter for our task? Two runs, with and without the division. **Predict** how the length
-# of the answers develops.
+# Does it matter for our task? The ordinary run divides by nothing that depends on the answer.
+# Beside it, the same run with each answer divided by its own length. **Predict** how the lengths
+# develop.
 
 # %% id="length-run"
-lengths = {}
-for name, own_length in (("one constant for all", False), ("by its own length", True)):
-    config = replace(rl_config, length_normalise=own_length)
-    run = train_grpo(fresh(), environment, config, tokenizer=tokenizer)
-    lengths[name] = [row["env/completion_tokens"] for row in run.metrics]
-    measured(f"{name}: reward over the last four steps", sum(run.rewards[-4:]) / 4)
+config = replace(rl_config, length_normalise=True)
+by_length = train_grpo(fresh(), environment, config, tokenizer=tokenizer)
+runs = {"one constant for all": ordinary, "by its own length": by_length}
+lengths = {
+    name: [row["env/completion_tokens"] for row in run.metrics] for name, run in runs.items()
+}
 show(curves_figure(lengths, "Length of the answers", "tokens"))
+for name, run in runs.items():
+    measured(f"{name}: reward over the last six steps", sum(run.rewards[-6:]) / 6)
+
+# %% [markdown] id="length-trap"
+# Both grow, since here the longer, worked answers are the right ones: what is good for the reward
+# and what the bias favours lie in the same direction. So this picture cannot tell the two apart.
+# **Before you go on**: what would you change to see the bias alone?
+
+# %% [markdown] id="length-alone-note"
+# Take the reason to grow away. We lay the right answers aside and punish the *wrong* ones, all
+# with the same advantage of -1, by both rules. Some are short and direct, some long and worked.
+# **Predict** for each rule: who becomes rarer, the short wrong answers or the long ones?
+
+# %% id="length-alone"
+import tinker
+
+wrong = [
+    rollout
+    for group in sample_groups(
+        reference, environment.sample(16, seed=2), tokenizer, **settings, seed=2
+    )
+    for rollout in group.rollouts
+    if rollout.score.value == 0
+]
+measured("wrong answers", len(wrong))
+
+
+def punish(per_token):
+    """Three steps against the wrong answers; gives each one's change of logprob, in nats."""
+    learner, datums = fresh(), []
+    for rollout in wrong:
+        tokens = len(rollout.completion_tokens)
+        advantages = [per_token(tokens)] * tokens
+        turn = (rollout.prompt_tokens, rollout.completion_tokens, rollout.logprobs)
+        datums.append(make_rl_datum(*turn, advantages))
+    for _ in range(3):
+        backward = learner.forward_backward(datums, "importance_sampling")
+        learner.optim_step(tinker.AdamParams(learning_rate=3e-4)).result()
+        backward.result()
+    after = learner.forward(datums, "importance_sampling").result().loss_fn_outputs
+    return [
+        sum(output["logprobs"].data[-len(rollout.logprobs) :]) - sum(rollout.logprobs)
+        for output, rollout in zip(after, wrong, strict=True)
+    ]
+
+
+# %% id="length-alone-run"
+from course_lib.plots.bars import stacked_figure
+
+rules = {"one constant": lambda n: -1 / rl_config.max_tokens, "own length": lambda n: -1 / n}
+is_long = [len(rollout.completion_tokens) > 15 for rollout in wrong]
+fall = {}
+for name, per_token in rules.items():
+    changes = punish(per_token)
+    for kind in (False, True):
+        chosen = [c for c, long in zip(changes, is_long, strict=True) if long == kind]
+        fall[f"{name}, {'long' if kind else 'short'} ones"] = sum(chosen) / max(1, len(chosen))
+part = {"change of the answer's logprob (nats)": list(fall.values())}
+show(stacked_figure(list(fall), part, "Wrong answers, all punished with -1", "nats"))
+band(
+    "Divided by its own length, a long wrong answer gets away with it",
+    fall["own length, long ones"] > fall["one constant, long ones"] + 0.2,
+)
+
+# %% [markdown] id="length-alone-lesson"
+# With one constant, short and long wrong answers both become rarer. Divided by their own length,
+# the long ones do not, or hardly, although they are just as wrong. That is the mechanism. What it
+# does over thousands of steps on problems that a model cannot solve, wrong answers that grow
+# longer and longer, is shown by Liu et al. (2025).
 
 # %% [markdown] id="dpo-question"
 # ## DPO: no sampling at all
@@ -331,12 +445,15 @@ gains = {
     for name in ("chosen", "rejected")
 }
 show(curves_figure(gains, "How much likelier than before?", "log ratio (nats per answer)"))
-band("The gap opened", gains["chosen"][-1] > gains["rejected"][-1])
+gaps = [a - b for a, b in zip(gains["chosen"], gains["rejected"], strict=True)]
+band("The gap opened", sum(gaps[-4:]) / 4 > 1)
+band("The chosen answers became clearly likelier", sum(gains["chosen"][-4:]) / 4 > 2)
 
 # %% id="dpo-judged"
 from course_lib.evaluation import evaluate
 
 heldout = environment.heldout(60, seed=0)
+accuracies = []
 for name, sampler in (
     ("before", reference),
     ("after DPO", learner.save_weights_and_get_sampling_client().result()),
@@ -344,6 +461,18 @@ for name, sampler in (
     result = evaluate(sampler, tokenizer, environment, heldout, max_tokens=40)
     measured(f"{name}: held-out accuracy", result.accuracy, "%")
     measured(f"{name}: worked answers", result.worked_share, "%")
+    accuracies.append(result.accuracy)
+band("DPO helped", accuracies[1] > accuracies[0] + 0.1)
+
+# %% [markdown] id="dpo-lesson"
+# Look at the curve of the chosen answers again: they were chosen, and they hardly gained. DPO asks
+# for a *gap*, and a gap opens just as well if both fall and the rejected ones fall faster. Both
+# share most of their words, so what pushes one down takes the other with it. The accuracy rises
+# all the same, because what the model says instead is like the chosen answers in what matters: it
+# shows its working.
+#
+# GRPO would have taken one step with these answers, and then asked the model anew. DPO stays with
+# what is on file: cheaper, simpler, and blind to what the model does by now.
 
 # %% id="progress"
 progress()
@@ -355,7 +484,7 @@ progress()
 #   average and never negative.
 # - A KL penalty is a leash. It costs reward where what pays is far from the start.
 # - Ratio not 1 before the first step: sampler and trainer disagree. Stop and find out why.
-# - Watch what a batch is worth when it is used late.
+# - A batch grows old by the model's movement. Watch what it is worth.
 # - Divide by a constant, never by a number that the model can choose.
 # - DPO needs pairs and no sampling. It learns from what is on file, and only from that.
 #

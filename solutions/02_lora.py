@@ -224,9 +224,12 @@ share = {name: 100 * (c.norm() / base_layers[name].weight.norm()) for name, c in
 kinds = [name.split(".")[-1] for name in share][:7]
 sizes = [[share[name].item() for name in share if name[0] == layer] for layer in "0123"]
 names = {"rows": [f"layer {i}" for i in range(4)], "columns": kinds}
-show(heat_map(sizes, "Size of the change", "", "", "% of the matrix", digits=0, **names))
+show(heat_map(sizes, "Size of the change", "", "", "% of the matrix", digits=1, **names))
 
 # %% [markdown] id="svd-note"
+# A few percent, everywhere: that is all it took to make a model answer that had never been asked.
+# Now look inside such a change.
+#
 # The change of a matrix is $\Delta W = W_\text{tuned} - W_\text{base}$. Its singular value
 # decomposition $\Delta W = U S V^\top$ sorts it into pieces of rank 1, the largest first. The share
 # of the change that the first $r$ pieces keep is counted in squares:

@@ -182,6 +182,9 @@ rendered = render_conversation(example, tokenizer)
 words = [tokenizer.decode([token]) for token in rendered.tokens]
 show(token_strip(words, rendered.weights, "Read everything, learn the last answer"))
 
+# %% [markdown] id="viewer-note"
+# Look at other conversations, and at masks that are wrong. Which mistake would you have noticed?
+
 # %% id="mask-viewer"
 mask_viewer([example, *conversations[:8]], tokenizer).show()
 

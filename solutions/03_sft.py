@@ -198,7 +198,8 @@ schedules = {
 def train(rate_at):
     """The loop in its shortest form; gives the NLL of each step and the client."""
     client, losses = fresh_client(), []
-    for step, rows in enumerate(epoch_batches(len(datums), 16, 0, 0)[:STEPS]):
+    batches = epoch_batches(len(datums), 16, seed=0, epoch=0)[:STEPS]
+    for step, rows in enumerate(batches):
         batch = [datums[row] for row in rows]
         backward = client.forward_backward(batch, "cross_entropy")
         update = client.optim_step(tinker.AdamParams(learning_rate=rate_at(step)))
@@ -224,7 +225,7 @@ band("A rate that falls ends lower than a constant one", ends["falling"] < ends[
 # A high rate is good at the beginning and bad at the end; a falling rate has the good half of each.
 # That is plain to see. Warm-up is a closer call: when we tried four orders of the rows, it ended
 # 0.05 to 0.1 nats lower each time. A difference of that size needs several runs before one believes
-# it; lesson 08 says how many. For another order, change the last argument of `epoch_batches` above.
+# it; lesson 08 says how many. For another order, change the `epoch` above.
 
 # %% [markdown] id="heat-question"
 # ## What is learned first?

@@ -80,6 +80,7 @@ def batch(sampler, seed, **changes):
     return pairs, [rl_datum(turn, advantage, rl_config) for turn, advantage in pairs]
 
 
+# %% id="lay-aside"
 old_pairs, old_datums = batch(reference, seed=1)
 
 # %% id="ordinary-run"
@@ -287,9 +288,8 @@ band("The model has moved on from it", away[-1] > 2 * away[0])
 # two wrong answers, one of 5 tokens and one of 50, both with advantage -0.5. What does each
 # *token* lose?
 
+
 # %% id="length-demo"
-
-
 def broken_token_advantages(advantages_G, lengths_G):
     return [advantage / n for advantage, n in zip(advantages_G, lengths_G, strict=True)]
 
@@ -337,36 +337,31 @@ for name, run in runs.items():
 # with the same advantage of -1, by both rules. Some are short and direct, some long and worked.
 # **Predict** for each rule: who becomes rarer, the short wrong answers or the long ones?
 
-# %% id="length-alone"
-import tinker
-
-wrong = [
-    rollout
-    for group in sample_groups(
-        reference, environment.sample(16, seed=2), tokenizer, **settings, seed=2
-    )
-    for rollout in group.rollouts
-    if rollout.score.value == 0
-]
+# %% id="wrong-answers"
+problems = environment.sample(16, seed=2)
+groups = sample_groups(reference, problems, tokenizer, **settings, seed=2)
+wrong = [each for group in groups for each in group.rollouts if each.score.value == 0]
 measured("wrong answers", len(wrong))
+
+# %% id="punish"
+import tinker
 
 
 def punish(per_token):
     """Three steps against the wrong answers; gives each one's change of logprob, in nats."""
     learner, datums = fresh(), []
-    for rollout in wrong:
-        tokens = len(rollout.completion_tokens)
-        advantages = [per_token(tokens)] * tokens
-        turn = (rollout.prompt_tokens, rollout.completion_tokens, rollout.logprobs)
-        datums.append(make_rl_datum(*turn, advantages))
+    for each in wrong:
+        advantages = [per_token(len(each.logprobs))] * len(each.logprobs)
+        answer = (each.prompt_tokens, each.completion_tokens, each.logprobs)
+        datums.append(make_rl_datum(*answer, advantages))
     for _ in range(3):
         backward = learner.forward_backward(datums, "importance_sampling")
         learner.optim_step(tinker.AdamParams(learning_rate=3e-4)).result()
         backward.result()
     after = learner.forward(datums, "importance_sampling").result().loss_fn_outputs
     return [
-        sum(output["logprobs"].data[-len(rollout.logprobs) :]) - sum(rollout.logprobs)
-        for output, rollout in zip(after, wrong, strict=True)
+        sum(output["logprobs"].data[-len(each.logprobs) :]) - sum(each.logprobs)
+        for output, each in zip(after, wrong, strict=True)
     ]
 
 
@@ -374,7 +369,7 @@ def punish(per_token):
 from course_lib.plots.bars import stacked_figure
 
 rules = {"one constant": lambda n: -1 / rl_config.max_tokens, "own length": lambda n: -1 / n}
-is_long = [len(rollout.completion_tokens) > 15 for rollout in wrong]
+is_long = [len(each.completion_tokens) > 15 for each in wrong]
 fall = {}
 for name, per_token in rules.items():
     changes = punish(per_token)

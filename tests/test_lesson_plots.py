@@ -186,6 +186,14 @@ def test_the_ratio_histogram_counts_both_signs_and_says_what_the_clip_silences()
     assert "0.8 .. 1.2: 50%" in description(figure)  # 1.5 upwards and 0.5 downwards, of four
 
 
+def test_ratios_far_outside_are_counted_in_the_outermost_bars():
+    """Once one ratio of 0.00005 squeezed all the others into a single bar."""
+    figure = ratios.ratio_histogram([5e-5, 1.0, 1.0, 400.0], [1, 1, 1, 1])
+    heights = [bar.get_height() for bar in figure.axes[0].patches]
+    assert (heights[0], heights[39], sum(heights)) == (1, 1, 4)
+    assert figure.axes[0].patches[0].get_x() == pytest.approx(0.1, rel=0.05)
+
+
 def test_the_losses_figure_marks_the_nearest_ratio():
     left, right = FIGURES["losses"].axes
     assert left.lines[1].get_xydata().tolist() == [[1.0, 2]]

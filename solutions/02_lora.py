@@ -80,8 +80,9 @@ print("A random, B random", lora_forward(x, W, some_A, some_B, alpha=1.0))
 
 # %% [markdown] id="start-answer"
 # The first two give $Wx$, unchanged. But with $A = 0$ *and* $B = 0$ both gradients are zero, for
-# ever: such a layer cannot learn. The third begins somewhere else than the base model, and all that
-# the base model knew is disturbed before the first step. So: $A$ random, $B$ zero.
+# ever: such a layer cannot learn (you will see it below). The third begins somewhere else than the
+# base model, and all that the base model knew is disturbed before the first step. So: $A$ random,
+# $B$ zero.
 #
 # The engine's fresh adapter shows it. Its loss must be that of the base model, whatever its rank:
 
@@ -334,6 +335,26 @@ class LoRALinear(torch.nn.Module):
 
     def forward(self, x):  # (..., d_in) -> (..., d_out)
         return self.layer(x) + self.scale * (x @ self.A.T) @ self.B.T
+
+
+# %% [markdown] id="gradient-note"
+# The start again, now with real gradients. The second half is wrong on purpose: both are zero.
+
+
+# %% id="first-gradients"
+def gradients(layer):
+    """The sizes of the gradients of A and B after one backward pass."""
+    layer.A.grad = layer.B.grad = None
+    layer(torch.ones(1, 8)).square().sum().backward()
+    return [parameter.grad.abs().sum().item() for parameter in (layer.A, layer.B)]
+
+
+probe = LoRALinear(torch.nn.Linear(8, 8), rank=2)
+of_A, of_B = gradients(probe)
+band("A random, B zero: B can move", of_B > 0)
+band("A random, B zero: A can move in the first step", of_A > 0)
+torch.nn.init.zeros_(probe.A)
+band("A zero, B zero: anything can move", sum(gradients(probe)) > 0)
 
 
 # %% id="wrap-model"

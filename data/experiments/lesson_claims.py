@@ -69,6 +69,7 @@ def main() -> None:
             missed = [claim for claim in stored if found.get(claim) != stored[claim]]
             print(f"{source.stem}, seed {seed}: {missed or 'all hold'}", flush=True)
         kept[source.stem] = {"seeds": options.seeds, "preset": options.preset, "held": held}
+        RESULTS.parent.mkdir(exist_ok=True)
         RESULTS.write_text(json.dumps(kept, indent=1, sort_keys=True) + "\n", encoding="utf-8")
     print(table(kept))
 

@@ -193,7 +193,7 @@ def test_a_live_widget_is_stored_as_its_picture(tmp_path):
 
 def test_a_kernel_of_the_lanes_has_no_key_and_no_progress_of_the_learner(tmp_path, monkeypatch):
     monkeypatch.setenv("TINKER_API_KEY", "tml-secret")
-    monkeypatch.setenv("COURSE_PROGRESS", "/home/learner/progress.json")
+    monkeypatch.setenv("COURSE_PROGRESS", "/home/ada/progress.json")
     environment = lane_environment(tmp_path)
     assert "TINKER_API_KEY" not in environment
     assert environment["COURSE_PROGRESS"].startswith(str(tmp_path))

@@ -31,7 +31,9 @@ def keep_measurement(lesson: str, preset: str, measured: dict[str, Any]) -> None
     if old and not _differs(old, measured):
         return
     everything.setdefault(lesson, {})[preset] = measured
-    MEASURED.write_text(json.dumps(everything, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    draft = MEASURED.with_suffix(f".{os.getpid()}.tmp")
+    draft.write_text(json.dumps(everything, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    draft.replace(MEASURED)  # whole or not at all: two builds may run side by side
 
 
 def _differs(old: dict[str, Any], new: dict[str, Any]) -> bool:

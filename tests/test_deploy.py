@@ -238,3 +238,69 @@ def test_killed_anywhere_nothing_looks_finished_that_is_not(tmp_path, adapter, b
 def test_killed_at_sixty_points_nothing_looks_finished_that_is_not(tmp_path, adapter, base):
     found = kill(tmp_path, adapter, base, points=60)
     assert found["killed"] >= 50, found
+
+
+# --- the shipped model ----------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_served_model_answers_every_heldout_question_as_the_engine_does(tmp_path):
+    """Trained a little on the shipped data, so that the answers differ from the base's."""
+    import openai
+
+    from course_lib.batches import make_datum
+    from course_lib.conversations import load_conversations
+    from course_lib.environments import sums_environment
+    from course_lib.evaluation import evaluate
+    from course_lib.rendering import render_conversation
+    from course_lib.serve import create_app
+
+    root = Path(__file__).parents[1]
+    service = connect("embedded", model=str(root / "data" / "base-model"), quiet=True)
+    client = service.create_lora_training_client(base_model=service.base_model, rank=16).result()
+    tokenizer = client.get_tokenizer()
+    data = load_conversations(str(root / "data" / "conversations.jsonl"), limit=320)
+    datums = [make_datum(render_conversation(each, tokenizer)) for each in data]
+    for step in range(20):
+        client.forward_backward(datums[step * 16 : step * 16 + 16], "cross_entropy").result()
+        client.optim_step(tinker.AdamParams(learning_rate=2e-3)).result()
+    checkpoint = client.save_state("final").result().path
+    sampler = client.save_weights_for_sampler("final").result().path
+    environment = sums_environment()
+    problems = environment.heldout(100, 0)
+    engine = evaluate(
+        service.create_sampling_client(model_path=sampler).result(),
+        tokenizer,
+        environment,
+        problems,
+        temperature=0.0,
+        max_tokens=48,
+    )
+    deploy(service, checkpoint, tmp_path / "sums", runs=tmp_path)
+    model = ServedModel.load(tmp_path / "sums")
+    try:
+        with (
+            serving(create_app(model, "a-key-for-tests")) as url,
+            openai.OpenAI(base_url=f"{url}/v1", api_key="a-key-for-tests") as caller,
+        ):
+            answers = [
+                caller.chat.completions.create(
+                    model="sums",
+                    messages=[{"role": "user", "content": problem.messages[-1].content}],
+                    temperature=0,
+                    max_tokens=48,
+                )
+                .choices[0]
+                .message.content
+                for problem in problems
+            ]
+    finally:
+        model.stop()
+    assert answers == [record.completions[0] for record in engine.records]
+    served = sum(
+        environment.grade(problem, answer).value >= 1
+        for problem, answer in zip(problems, answers, strict=True)
+    )
+    assert served / len(problems) == engine.accuracy
+    assert len(set(answers)) > 20

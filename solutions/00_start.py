@@ -251,7 +251,7 @@ other = (Message("user", "What is 31 + 14 + 52?"),)
 for asked, right in ((question, "129"), (other, "97")):
     said = ask({"trained": trained}, tokenizer, asked)["trained"]
     quote(said, asked[0].content)
-    band("That is right", right in said)
+    band(f"{asked[0].content} answered rightly", right in said)
 
 # %% [markdown] id="memorise-lesson"
 # It has learned one answer by heart. A loss near zero on the training data says nothing about other
@@ -305,14 +305,14 @@ from course_lib.lessons import shipped_conversations
 from course_lib.sft import train_sft
 from course_lib.widgets import LiveTraining
 
-conversations = shipped_conversations()
-await LiveTraining().run(train_sft, client, conversations, sft_config, tokenizer=tokenizer)
+data = shipped_conversations()
+await LiveTraining().run(train_sft, client, data, sft_config, tokenizer=tokenizer, seed=0)
 samplers["SFT"], report["sft"] = judge("SFT")
 
 # %% id="run-grpo"
 from course_lib.grpo import train_grpo
 
-await LiveTraining().run(train_grpo, client, environment, rl_config, tokenizer=tokenizer)
+await LiveTraining().run(train_grpo, client, environment, rl_config, tokenizer=tokenizer, seed=0)
 samplers["GRPO"], report["rl"] = judge("GRPO")
 
 # %% id="before-and-after"
@@ -321,6 +321,7 @@ from course_lib.plots.run import accuracy_figure, describe_accuracy
 summaries = {stage: found.summary() for stage, found in report.items()}
 show(accuracy_figure(summaries), describe_accuracy(summaries))
 band("SFT taught the format", report["sft"].worked_share > report["base"].worked_share)
+band("GRPO made it right more often", report["rl"].accuracy > report["sft"].accuracy + 0.2)
 band(
     "GRPO found out that working it out pays",
     report["rl"].worked_share > report["sft"].worked_share + 0.2,

@@ -2,9 +2,10 @@
 
     python tests/crash_child.py STORE MODEL ROUNDS SEED
 
-Everything heavy is imported and loaded once; each round forks a child that runs an engine and the SDK:
-it trains, saves (replacing earlier checkpoints, too) and samples, and notes every save that the engine
-acknowledged. The parent kills it after a random time and checks the store. Prints one JSON line.
+Everything heavy is imported and loaded once; each round forks a child that runs an engine and the
+SDK: it trains, saves (replacing earlier checkpoints, too) and samples, and notes every save that
+the engine acknowledged. The parent kills it after a random time and checks the store. Prints one
+JSON line.
 """
 
 from __future__ import annotations
@@ -89,7 +90,9 @@ def faults(store: Store, expected: dict[str, int]) -> list[str]:
         try:
             record = store.checkpoint(parse_path(path))
             if int(record.user_metadata["step"]) < step:
-                found.append(f"{path}: step {step} was acknowledged, {record.user_metadata} is there")
+                found.append(
+                    f"{path}: step {step} was acknowledged, {record.user_metadata} is there"
+                )
         except Exception as error:
             found.append(f"{path}: acknowledged at step {step}, but {error}")
     for run_id in {parse_path(path).run_id for path in expected}:

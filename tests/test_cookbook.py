@@ -2,9 +2,9 @@
 
     pytest -m "slow and network" tests/test_cookbook.py
 
-The package is installed without its dependencies (it asks for one that is not needed here) beside the
-project's own; COOKBOOK_PYTHON names an interpreter that has it already. The base model stands in for
-meta-llama/Llama-3.2-1B under an alias, and small local data for the hub's.
+The package is installed without its dependencies (it asks for one that is not needed here) beside
+the project's own; COOKBOOK_PYTHON names an interpreter that has it already. The base model stands
+in for meta-llama/Llama-3.2-1B under an alias, and small local data for the hub's.
 """
 
 from __future__ import annotations
@@ -29,12 +29,21 @@ pytestmark = [pytest.mark.slow, pytest.mark.network, pytest.mark.timeout(1800)]
 
 NAME = "meta-llama/Llama-3.2-1B"
 COOKBOOK = "tinker-cookbook==0.6.1"
-BESIDES = """
-    chz blobfile termcolor tiktoken cloudpickle pylatexenc math-verify latex2sympy2-extended
-    antlr4-python3-runtime==4.13.2 pycryptodomex lxml
-""".split()
+BESIDES = [
+    "chz",
+    "blobfile",
+    "termcolor",
+    "tiktoken",
+    "cloudpickle",
+    "pylatexenc",
+    "math-verify",
+    "latex2sympy2-extended",
+    "antlr4-python3-runtime==4.13.2",
+    "pycryptodomex",
+    "lxml",
+]
 LOCAL_DATA = '''
-    """Read each time Python starts in the cookbook's environment: hub data sets become local ones."""
+    """Read when Python starts in the cookbook's environment: hub data sets become local."""
     import os
     import sys
 
@@ -119,9 +128,7 @@ class Kitchen:
 
 
 @pytest.fixture(scope="module")
-def kitchen(
-    cookbook_python: str, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Kitchen]:
+def kitchen(cookbook_python: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kitchen]:
     if not shipped_model().is_dir():
         pytest.skip("the base model is not there")
     kitchen = Kitchen(cookbook_python, tmp_path_factory.mktemp("kitchen"))
@@ -130,7 +137,9 @@ def kitchen(
 
 
 def test_sl_loop(kitchen: Kitchen):
-    metrics = kitchen.run("sl_loop", "batch_size=8", "max_steps=4", "max_length=256", "save_every=2")
+    metrics = kitchen.run(
+        "sl_loop", "batch_size=8", "max_steps=4", "max_length=256", "save_every=2"
+    )
     assert metrics["train_mean_nll"] > 0
     checkpoints = (kitchen.place / "sl_loop" / "checkpoints.jsonl").read_text().splitlines()
     assert len(checkpoints) == 2
@@ -158,9 +167,7 @@ def test_chat_sl_on_a_file(kitchen: Kitchen):
 
 
 def test_weights_are_downloaded_and_converted(kitchen: Kitchen):
-    service = tinker.ServiceClient(
-        base_url=kitchen.engine.url, api_key=kitchen.engine.api_key
-    )
+    service = tinker.ServiceClient(base_url=kitchen.engine.url, api_key=kitchen.engine.api_key)
     client = service.create_lora_training_client(base_model=NAME, rank=8).result(60)
     path = client.save_state("for-download").result(60).path
     program = f"""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -32,6 +33,11 @@ def ask(engine: Engine, key: str | bytes | None = None, **headers: str) -> int:
 
 def test_the_engine_listens_on_loopback_only(engine: Engine):
     assert engine.socket.getsockname()[0] == "127.0.0.1"
+
+
+def test_small_answers_are_not_held_back(engine: Engine):
+    """A socket made without IPPROTO_TCP gets no TCP_NODELAY from asyncio: 40 ms more per call."""
+    assert engine.socket.proto == socket.IPPROTO_TCP
 
 
 def test_only_the_key_of_this_start_opens(engine: Engine):
@@ -129,6 +135,12 @@ def test_a_wrong_keys_file_is_told_by_its_line(tmp_path: Path, text: str, findin
 def test_an_address_that_others_reach_needs_a_keys_file():
     with pytest.raises(CourseError, match=r"--host 0\.0\.0\.0"):
         serve_forever(host="0.0.0.0")
+
+
+def test_a_store_that_cannot_be_written_is_said(tmp_path: Path):
+    (tmp_path / "file").write_text("not a folder")
+    with pytest.raises(CourseError, match="cannot be a store"):
+        fake_engine(tmp_path / "file" / "store")
 
 
 def test_a_taken_port_is_said_in_a_sentence(engine: Engine, tmp_path: Path):

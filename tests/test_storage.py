@@ -15,18 +15,9 @@ import torch
 
 from course_lib.engine import storage
 from course_lib.engine.names import TinkerPath, checked_name, parse_path, run_id_of
-from course_lib.engine.requests import RequestError
-from course_lib.engine.storage import (
-    NEXT,
-    UNFINISHED,
-    CheckpointRecord,
-    NotFoundError,
-    RunRecord,
-    Store,
-    expiry,
-    iso,
-    now,
-)
+from course_lib.engine.records import UNFINISHED, CheckpointRecord, RunRecord, expiry, iso, now
+from course_lib.engine.requests import NotFoundError, RequestError
+from course_lib.engine.storage import NEXT, Store
 from course_lib.engine.tensors import ADAPTER, Scratch, read_tensors, write_adapter
 
 RUN = "abc:train:0"

@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 from fake_compute import FakeBase, FakeSampler
 
+from course_lib.engine.batch import SampleJob
 from course_lib.engine.futures import FutureTable
 from course_lib.engine.limits import Limits
 from course_lib.engine.requests import RequestError, SampleRequest
 from course_lib.engine.wire import Reply
-from course_lib.engine.worker import SampleJob, Worker
+from course_lib.engine.worker import Worker
 
 LIMITS = Limits(gap_s=0.3, waiting_samples=20, active_sequences=8, sample_slice_s=0.01)
 

@@ -11,6 +11,7 @@ import functools
 from pathlib import Path
 from typing import Any
 
+LOADER = "_load_tokenizer_from_model_info"  # private; a test calls it
 _folders: dict[str, str] = {}
 
 
@@ -24,7 +25,7 @@ def teach(folders: dict[str, str]) -> None:
 def _wrap() -> None:
     from tinker.lib.public_interfaces import sampling_client, training_client
 
-    load = sampling_client._load_tokenizer_from_model_info
+    load = getattr(sampling_client, LOADER)
     if hasattr(load, "asks_course_lib"):
         return
 
@@ -34,5 +35,5 @@ def _wrap() -> None:
         return load(model_name, _folders.get(name, tokenizer_id))
 
     load_or_look_up.asks_course_lib = True  # type: ignore[attr-defined]
-    sampling_client._load_tokenizer_from_model_info = load_or_look_up
-    training_client._load_tokenizer_from_model_info = load_or_look_up
+    for module in (sampling_client, training_client):
+        setattr(module, LOADER, load_or_look_up)

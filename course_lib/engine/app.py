@@ -20,10 +20,9 @@ from course_lib.engine import handlers, listing
 from course_lib.engine.access import Access, Door
 from course_lib.engine.call import Call, Settings
 from course_lib.engine.handlers import refusal
-from course_lib.engine.requests import RequestError
+from course_lib.engine.requests import NotFoundError, RequestError
 from course_lib.engine.rooms import Rooms
 from course_lib.engine.sessions import EndedError
-from course_lib.engine.storage import NotFoundError
 from course_lib.engine.wire import Reply, json_reply
 
 log = logging.getLogger(__name__)

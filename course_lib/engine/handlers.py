@@ -19,7 +19,7 @@ from tinker.types.join_sampling_session_request import JoinSamplingSessionReques
 from tinker.types.sample_request import SampleRequest as SampleMessage
 from tinker.types.session_heartbeat_request import SessionHeartbeatRequest
 
-from course_lib.engine import catalogue, sampling, training
+from course_lib.engine import sampling, saving, search, training
 from course_lib.engine.call import Call
 from course_lib.engine.protobuf import read_envelope
 from course_lib.engine.requests import RequestError
@@ -82,7 +82,7 @@ class FinishSession(BaseModel):
 
 async def finish_session(call: Call) -> Any:
     message = await call.json(FinishSession)
-    record = catalogue.visible_session(call.rooms, call.owner, call.path("session"))
+    record = search.visible_session(call.rooms, call.owner, call.path("session"))
     reason = message.reason.get("type", "success")
     if reason not in ("success", "errored", "interrupted"):
         raise RequestError(f"reason.type is {reason[:40]!r}; use success, errored or interrupted")
@@ -139,21 +139,19 @@ async def optim_step(call: Call) -> Any:
 async def load_weights(call: Call) -> Any:
     message = await call.json(types.LoadWeightsRequest)
     readers = call.readers(message.weights_access_token)
-    return future_of(training.load_weights(call.rooms, call.owner, message, readers))
+    return future_of(saving.load_weights(call.rooms, call.owner, message, readers))
 
 
 async def save_weights(call: Call) -> Any:
-    return await in_line(call, types.SaveWeightsRequest, training.save_weights)
+    return await in_line(call, types.SaveWeightsRequest, saving.save_weights)
 
 
 async def save_weights_for_sampler(call: Call) -> Any:
-    return await in_line(
-        call, types.SaveWeightsForSamplerRequest, training.save_weights_for_sampler
-    )
+    return await in_line(call, types.SaveWeightsForSamplerRequest, saving.save_weights_for_sampler)
 
 
 async def save_weights_external(call: Call) -> Any:
-    return await in_line(call, types.SaveWeightsExternalRequest, training.save_weights_external)
+    return await in_line(call, types.SaveWeightsExternalRequest, saving.save_weights_external)
 
 
 async def create_custom_loss(call: Call) -> Any:

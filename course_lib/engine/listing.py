@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from starlette.responses import FileResponse
 from tinker import types
 
-from course_lib.engine import catalogue
+from course_lib.engine import catalogue, search
 from course_lib.engine.call import Call
 from course_lib.engine.requests import RequestError
 
@@ -113,23 +113,23 @@ async def copy_weights(call: Call) -> Any:
 
 async def sessions(call: Call) -> Any:
     limit, offset = call.number("limit", 20), call.number("offset", 0)
-    return await asyncio.to_thread(catalogue.session_list, call.rooms, call.owner, limit, offset)
+    return await asyncio.to_thread(search.session_list, call.rooms, call.owner, limit, offset)
 
 
 async def session(call: Call) -> Any:
     return await asyncio.to_thread(
-        catalogue.session_info, call.rooms, call.owner, call.path("session")
+        search.session_info, call.rooms, call.owner, call.path("session")
     )
 
 
 async def search_sessions(call: Call) -> Any:
     message = await call.json(types.SessionSearchRequest)
-    return await asyncio.to_thread(catalogue.search_sessions, call.rooms, call.owner, message)
+    return await asyncio.to_thread(search.search_sessions, call.rooms, call.owner, message)
 
 
 async def trace_export(call: Call) -> Any:
     record = await asyncio.to_thread(
-        catalogue.visible_session, call.rooms, call.owner, call.path("session")
+        search.visible_session, call.rooms, call.owner, call.path("session")
     )
     place = f"traces/{record.session_id}.pftrace"
     return {"status": "ready", "url": call.rooms.signer.url(call.base_url, place)}

@@ -18,6 +18,10 @@ class RequestError(Exception):
     """A request that cannot be carried out: one sentence for the person who sent it."""
 
 
+class NotFoundError(RequestError):
+    """What was asked for is not there, or is another owner's."""
+
+
 @dataclass(frozen=True)
 class LoraSpec:
     """Which adapter to make; the names are the SDK's (`tinker.types.LoraConfig`)."""

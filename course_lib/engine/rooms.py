@@ -11,11 +11,12 @@ from course_lib.engine.external import Signer
 from course_lib.engine.futures import FutureTable
 from course_lib.engine.limits import Limits
 from course_lib.engine.names import TinkerPath, parse_path, shown
-from course_lib.engine.requests import RequestError
+from course_lib.engine.records import CheckpointRecord, RunRecord
+from course_lib.engine.requests import NotFoundError, RequestError
 from course_lib.engine.runs import Model, RunTable
 from course_lib.engine.samplers import SamplerTable, Shelf
 from course_lib.engine.sessions import Sessions
-from course_lib.engine.storage import CheckpointRecord, NotFoundError, RunRecord, Store
+from course_lib.engine.storage import Store
 from course_lib.engine.tensors import Scratch
 from course_lib.engine.worker import Worker
 

@@ -16,9 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from course_lib.engine.limits import Limits
 from course_lib.engine.names import shown
-from course_lib.engine.requests import RequestError
+from course_lib.engine.requests import NotFoundError, RequestError
 from course_lib.engine.runs import Model
-from course_lib.engine.storage import NotFoundError
 from course_lib.engine.tensors import Scratch
 
 if TYPE_CHECKING:

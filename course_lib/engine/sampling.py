@@ -8,15 +8,15 @@ from typing import Any
 from tinker import types
 from tinker.types.sample_request import SampleRequest as SampleMessage
 
+from course_lib.engine.batch import SampleJob
 from course_lib.engine.names import shown
 from course_lib.engine.protobuf import sample_reply
 from course_lib.engine.requests import RequestError
 from course_lib.engine.rooms import Rooms
 from course_lib.engine.samplers import SamplingSession
+from course_lib.engine.saving import check_same_model
 from course_lib.engine.tensors import ADAPTER, read_tensors
-from course_lib.engine.training import check_same_model
 from course_lib.engine.wire import sample_request
-from course_lib.engine.worker import SampleJob
 
 CLONE_BLOCK = 1_000_000_000  # a cloned client numbers its calls in a block of its own
 

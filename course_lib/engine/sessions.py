@@ -13,8 +13,9 @@ from tinker import types
 
 from course_lib.engine.limits import Limits
 from course_lib.engine.names import shown
-from course_lib.engine.requests import RequestError
-from course_lib.engine.storage import NotFoundError, SessionRecord, Store, iso, now
+from course_lib.engine.records import SessionRecord, iso, now
+from course_lib.engine.requests import NotFoundError, RequestError
+from course_lib.engine.storage import Store
 
 
 class EndedError(RequestError):

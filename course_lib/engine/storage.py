@@ -15,97 +15,30 @@ looks sees all of it or nothing, whenever a process is killed. Safetensors and J
 from __future__ import annotations
 
 import contextlib
-import json
-import os
 import secrets
 import shutil
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field, replace
-from datetime import UTC, datetime, timedelta
+from collections.abc import Callable
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from course_lib.engine.names import KINDS, TinkerPath, checked_session_id, run_folder
-from course_lib.engine.requests import RequestError
+from course_lib.engine.records import (
+    UNFINISHED,
+    CheckpointRecord,
+    RunRecord,
+    SessionRecord,
+    read_record,
+    saving,
+    sync,
+    sync_folder,
+    write_json,
+)
+from course_lib.engine.requests import NotFoundError, RequestError
+from course_lib.errors import CourseError
 
 RECORD = "checkpoint.json"
 NEXT = "~next"  # suffix of a complete checkpoint on its way to replace another of the same name
-UNFINISHED = "~part-"  # prefix of a folder being written: never looked at
-TTL_S = (3600, 10 * 365 * 24 * 3600)
-
-Record = TypeVar("Record")
-
-
-class NotFoundError(RequestError):
-    """What was asked for is not there, or is another owner's."""
-
-
-def now() -> datetime:
-    return datetime.now(UTC)
-
-
-def iso(moment: datetime) -> str:
-    return moment.isoformat()
-
-
-@dataclass(frozen=True)
-class RunRecord:
-    """One training run: the content of run.json."""
-
-    run_id: str
-    owner: str
-    session_id: str
-    base_model: str
-    fingerprint: str  # of the base model's files: the same name may mean another model tomorrow
-    lora: dict[str, Any]
-    created_at: str
-    last_request_at: str
-    user_metadata: dict[str, str] | None = None
-
-
-@dataclass(frozen=True)
-class CheckpointRecord:
-    """One checkpoint: the content of checkpoint.json."""
-
-    path: str
-    owner: str
-    base_model: str
-    fingerprint: str
-    lora: dict[str, Any]
-    created_at: str
-    size_bytes: int = 0
-    public: bool = False
-    user_metadata: dict[str, str] | None = None
-    expires_at: str | None = None
-
-    @property
-    def expired(self) -> bool:
-        return self.expires_at is not None and datetime.fromisoformat(self.expires_at) <= now()
-
-
-@dataclass(frozen=True)
-class SessionRecord:
-    """One client session: the content of its JSON file."""
-
-    session_id: str
-    owner: str
-    created_at: str
-    tags: list[str] = field(default_factory=list)
-    user_metadata: dict[str, str] | None = None
-    project_id: str | None = None
-    display_name: str | None = None
-    status: dict[str, Any] = field(default_factory=lambda: {"type": "active"})
-    training_run_ids: list[str] = field(default_factory=list)
-    sampler_ids: list[str] = field(default_factory=list)
-
-
-def expiry(ttl_seconds: int | None) -> str | None:
-    """When a checkpoint saved now with this time to live will expire."""
-    if ttl_seconds is None:
-        return None
-    if not TTL_S[0] <= ttl_seconds <= TTL_S[1]:
-        raise RequestError(f"ttl_seconds is {ttl_seconds}; it must be {TTL_S[0]} to {TTL_S[1]}")
-    return iso(now() + timedelta(seconds=ttl_seconds))
 
 
 class Store:
@@ -113,8 +46,15 @@ class Store:
 
     def __init__(self, root: str | Path) -> None:
         self.root = Path(root).resolve()
-        (self.root / "runs").mkdir(parents=True, exist_ok=True)
-        (self.root / "sessions").mkdir(exist_ok=True)
+        try:
+            (self.root / "runs").mkdir(parents=True, exist_ok=True)
+            (self.root / "sessions").mkdir(exist_ok=True)
+        except OSError as error:
+            raise CourseError(
+                str(self.root),
+                f"cannot be a store ({error.strerror})",
+                "name a folder that can be written, with --store or COURSE_STORE",
+            ) from error
 
     # Runs ---------------------------------------------------------------------------------------
 
@@ -257,54 +197,3 @@ class Store:
         files = (self.root / "sessions").glob("*.json")
         records = [record for file in files if (record := read_record(file, SessionRecord))]
         return sorted(records, key=lambda record: record.created_at, reverse=True)
-
-
-@contextlib.contextmanager
-def saving(what: str) -> Iterator[None]:
-    """Turn a full disk, a missing right and the like into the failure of this one request."""
-    try:
-        yield
-    except OSError as error:
-        raise RequestError(f"Could not save {what}: {error.strerror or error}") from error
-
-
-def read_record(file: Path, record_type: type[Record]) -> Record | None:
-    """Read a JSON record; None when it is not there or is not one of ours."""
-    try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-        return record_type(**values)
-    except (OSError, ValueError, TypeError):
-        return None
-
-
-def write_json(file: Path, values: dict[str, Any], durable: bool = True) -> None:
-    """Replace a JSON file in one step."""
-    part = file.with_name(f"{UNFINISHED}{secrets.token_hex(8)}")
-    try:
-        with part.open("w", encoding="utf-8") as stream:
-            json.dump(values, stream, indent=1)
-            stream.flush()
-            if durable:
-                os.fsync(stream.fileno())
-        part.replace(file)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
-
-
-def sync(path: Path) -> None:
-    """Have the file or folder on disk before going on (Windows cannot do it for folders)."""
-    if os.name == "nt" and path.is_dir():
-        return
-    descriptor = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def sync_folder(folder: Path) -> None:
-    """Have the folder and its files on disk."""
-    for file in folder.iterdir():
-        sync(file)
-    sync(folder)

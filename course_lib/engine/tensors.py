@@ -13,8 +13,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from course_lib.engine.records import UNFINISHED, saving
 from course_lib.engine.requests import RequestError
-from course_lib.engine.storage import UNFINISHED, saving
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -7,38 +7,18 @@ being decoded, at the next token. No exception ends the loop: it becomes the ans
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Callable
-from concurrent.futures import CancelledError
-from dataclasses import dataclass, field
-from functools import partial
-from typing import Any
 
-from course_lib.engine.futures import FutureTable, Pending
+from course_lib.engine.answers import answer, tried
+from course_lib.engine.batch import SampleJob, SampleQueue
+from course_lib.engine.futures import FutureTable
 from course_lib.engine.limits import Limits
-from course_lib.engine.requests import RequestError, SampleRequest, SampleResult
 from course_lib.engine.trace import Trace
 from course_lib.engine.turns import Job, Line
 from course_lib.engine.wire import Reply, failure_reply
-
-log = logging.getLogger(__name__)
-
-
-@dataclass
-class SampleJob:
-    """One accepted `sample` call. `weights` is asked for when the call joins the batch."""
-
-    pending: Pending
-    request: SampleRequest
-    sampler: Any  # the base model's Sampler
-    weights: Callable[[], Any]
-    encode: Callable[[SampleResult], Reply]
-    learner: str
-    ticket: Any = None
-    accepted_at: float = field(default_factory=time.time)
 
 
 class Worker:
@@ -49,11 +29,9 @@ class Worker:
         self._wake = threading.Condition()
         self._lines: dict[str, Line] = {}
         self._errands: deque[Callable[[], None]] = deque()
-        self._waiting: OrderedDict[str, deque[SampleJob]] = OrderedDict()  # by learner
-        self._waiting_samples = 0
-        self._decoding: list[SampleJob] = []
-        self._turn = 0
         self.trace = Trace()
+        self._samples = SampleQueue(futures, limits, self.trace)
+        self._turn = 0
         self._stopping = False
         self._thread = threading.Thread(target=self._loop, name="engine-compute", daemon=True)
 
@@ -69,8 +47,7 @@ class Worker:
             self._thread.join(timeout_s)
         with self._wake:
             jobs = [job for line in self._lines.values() for job in line.close("stopped")]
-            jobs += [job for queue in self._waiting.values() for job in queue] + self._decoding
-        for job in jobs:
+        for job in [*jobs, *self._samples.close()]:
             self._futures.settle(job.pending, failure_reply("The engine was stopped", "server"))
 
     @property
@@ -133,13 +110,10 @@ class Worker:
 
     def submit_sample(self, job: SampleJob) -> bool:
         """Queue a `sample` call; False when so many wait that the client should come back later."""
+        accepted = self._samples.add(job)
         with self._wake:
-            if self._waiting_samples + job.request.num_samples > self._limits.waiting_samples:
-                return False
-            self._waiting_samples += job.request.num_samples
-            self._waiting.setdefault(job.learner, deque()).append(job)
             self._wake.notify()
-        return True
+        return accepted
 
     def errand(self, work: Callable[[], None]) -> None:
         """Run something small on the compute thread, which alone may touch adapters."""
@@ -160,17 +134,29 @@ class Worker:
                 errands, self._errands = list(self._errands), deque()
                 job = self._next_job()
             for work in errands:
-                self._guard(work)
+                tried(work)
             started = time.monotonic()
             if job is not None:
                 self._run(job)
-            try:
-                self._sample(max(time.monotonic() - started, self._limits.sample_slice_s))
-            except Exception as error:  # our own mistake: the calls in hand fail, the thread lives
-                self._abandon(self._decoding, reply_for(error))
+            self._decode(max(time.monotonic() - started, self._limits.sample_slice_s))
+
+    def _decode(self, seconds: float) -> None:
+        """Sample for a while; without training that waits, until nothing is left to sample."""
+        deadline = time.monotonic() + seconds
+
+        def enough() -> bool:
+            with self._wake:
+                if self._stopping or self._errands:
+                    return True
+                return time.monotonic() >= deadline and bool(self._ready_lines())
+
+        try:
+            self._samples.decode(enough)
+        except Exception as error:
+            self._samples.abandon_all(error)
 
     def _has_work(self) -> bool:
-        return bool(self._errands or self._waiting or self._decoding or self._ready_lines())
+        return bool(self._errands or self._samples or self._ready_lines())
 
     def _ready_lines(self) -> list[Line]:
         now, gap_s = time.monotonic(), self._limits.gap_s
@@ -194,98 +180,3 @@ class Worker:
         reply = answer(job.work)
         self.trace.add(job.run_id, job.what, started)
         self._futures.settle(job.pending, reply)
-
-    def _guard(self, work: Callable[[], None]) -> None:
-        try:
-            work()
-        except Exception:
-            log.exception("an errand on the compute thread failed")
-
-    # Sampling -----------------------------------------------------------------------------------
-
-    def _sample(self, seconds: float) -> None:
-        """Decode for a while, or until nothing is left; new calls join between tokens."""
-        deadline = time.monotonic() + seconds
-        while True:
-            self._admit()
-            if not self._decoding:
-                return
-            for sampler in {id(job.sampler): job.sampler for job in self._decoding}.values():
-                self._step(sampler)
-            self._collect()
-            with self._wake:
-                if self._stopping or self._errands:
-                    return
-                if time.monotonic() >= deadline and self._ready_lines():
-                    return
-
-    def _admit(self) -> None:
-        """Let waiting calls join the batch, one per learner in turn, while there is room."""
-        room = self._limits.active_sequences - sum(
-            job.request.num_samples for job in self._decoding
-        )
-        while True:
-            with self._wake:
-                if not self._waiting or (room <= 0 and self._decoding):
-                    return
-                learner, queue = self._waiting.popitem(last=False)
-                job = queue.popleft()
-                self._waiting_samples -= job.request.num_samples
-                if queue:
-                    self._waiting[learner] = queue  # at the end: the next learner comes first
-            room -= job.request.num_samples
-            if not job.pending.cancelled:
-                self._begin(job)
-            else:
-                self._futures.settle(job.pending, failure_reply("The sample call was cancelled"))
-
-    def _begin(self, job: SampleJob) -> None:
-        try:
-            job.ticket = job.sampler.submit(job.request, job.weights())
-        except Exception as error:
-            self._futures.settle(job.pending, reply_for(error))
-        else:
-            self._decoding.append(job)
-
-    def _step(self, sampler: Any) -> None:
-        try:
-            sampler.step()
-        except Exception as error:
-            jobs = [job for job in self._decoding if job.sampler is sampler]
-            self._abandon(jobs, reply_for(error))
-            self._guard(sampler.reset)
-
-    def _abandon(self, jobs: list[SampleJob], reply: Reply) -> None:
-        for job in jobs:
-            self._futures.settle(job.pending, reply)
-        self._decoding = [job for job in self._decoding if not job.pending.reply.done()]
-
-    def _collect(self) -> None:
-        """Answer the calls whose sequences are all finished."""
-        for job in [job for job in self._decoding if job.ticket.done()]:
-            self.trace.add(f"{job.learner}:sample", "sample", job.accepted_at)
-            self._futures.settle(job.pending, answer(partial(finished, job)))
-        self._decoding = [job for job in self._decoding if not job.pending.reply.done()]
-
-
-def finished(job: SampleJob) -> Reply:
-    try:
-        return job.encode(job.ticket.result())
-    except CancelledError as error:
-        raise RequestError("The sample call was cancelled") from error
-
-
-def answer(work: Callable[[], Reply]) -> Reply:
-    """The work's reply, or the failure that its exception stands for."""
-    try:
-        return work()
-    except Exception as error:
-        return reply_for(error)
-
-
-def reply_for(error: Exception) -> Reply:
-    """A person's mistake is told as it is; anything else is our mistake, and is logged."""
-    if isinstance(error, RequestError):
-        return failure_reply(str(error))
-    log.error("a request failed inside the engine", exc_info=error)
-    return failure_reply(f"The engine failed: {type(error).__name__}: {error}", "server")

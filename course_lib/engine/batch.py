@@ -1,0 +1,140 @@
+"""Which samples are decoded together? All that wait: they join the batch at the next token.
+
+Calls wait in a queue per learner and are let in one learner after the other, so that a single call
+does not stand behind another learner's thousand.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import OrderedDict, deque
+from collections.abc import Callable
+from concurrent.futures import CancelledError
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+from course_lib.engine.answers import answer, reply_for, tried
+from course_lib.engine.futures import FutureTable, Pending
+from course_lib.engine.limits import Limits
+from course_lib.engine.requests import RequestError, SampleRequest, SampleResult
+from course_lib.engine.trace import Trace
+from course_lib.engine.wire import Reply, failure_reply
+
+
+@dataclass
+class SampleJob:
+    """One accepted `sample` call. `weights` is asked for when the call joins the batch."""
+
+    pending: Pending
+    request: SampleRequest
+    sampler: Any  # the base model's Sampler
+    weights: Callable[[], Any]
+    encode: Callable[[SampleResult], Reply]
+    learner: str
+    ticket: Any = None
+    accepted_at: float = field(default_factory=time.time)
+
+
+class SampleQueue:
+    """The calls that wait, from any thread, and those being decoded, on the compute thread."""
+
+    def __init__(self, futures: FutureTable, limits: Limits, trace: Trace) -> None:
+        self._futures, self._limits, self._trace = futures, limits, trace
+        self._lock = threading.Lock()
+        self._waiting: OrderedDict[str, deque[SampleJob]] = OrderedDict()  # by learner
+        self._waiting_samples = 0
+        self._decoding: list[SampleJob] = []
+
+    def add(self, job: SampleJob) -> bool:
+        """Queue a call; False when so many wait that the client should come back later."""
+        with self._lock:
+            if self._waiting_samples + job.request.num_samples > self._limits.waiting_samples:
+                return False
+            self._waiting_samples += job.request.num_samples
+            self._waiting.setdefault(job.learner, deque()).append(job)
+        return True
+
+    def __bool__(self) -> bool:
+        return bool(self._waiting or self._decoding)
+
+    def decode(self, enough: Callable[[], bool]) -> None:
+        """Decode until nothing is left or it is enough; new calls join between tokens."""
+        while True:
+            self._admit()
+            if not self._decoding:
+                return
+            for sampler in {id(job.sampler): job.sampler for job in self._decoding}.values():
+                self._step(sampler)
+            self._collect()
+            if enough():
+                return
+
+    def close(self) -> list[SampleJob]:
+        """Give back everything that will not be finished."""
+        with self._lock:
+            jobs = [job for queue in self._waiting.values() for job in queue] + self._decoding
+            self._waiting.clear()
+        return jobs
+
+    def abandon(self, jobs: list[SampleJob], reply: Reply) -> None:
+        """Answer these calls with a failure and take them out of the batch."""
+        for job in jobs:
+            self._futures.settle(job.pending, reply)
+        self._decoding = [job for job in self._decoding if not job.pending.reply.done()]
+
+    def abandon_all(self, error: Exception) -> None:
+        """After a mistake of our own: the calls in hand fail, the thread lives."""
+        self.abandon(self._decoding, reply_for(error))
+
+    def _admit(self) -> None:
+        """Let waiting calls join the batch, one per learner in turn, while there is room."""
+        room = self._limits.active_sequences - sum(
+            job.request.num_samples for job in self._decoding
+        )
+        while True:
+            with self._lock:
+                if not self._waiting or (room <= 0 and self._decoding):
+                    return
+                learner, queue = self._waiting.popitem(last=False)
+                job = queue.popleft()
+                self._waiting_samples -= job.request.num_samples
+                if queue:
+                    self._waiting[learner] = queue  # at the end: the next learner comes first
+            room -= job.request.num_samples
+            if not job.pending.cancelled:
+                self._begin(job)
+            else:
+                self._futures.settle(job.pending, failure_reply("The sample call was cancelled"))
+
+    def _begin(self, job: SampleJob) -> None:
+        try:
+            job.ticket = job.sampler.submit(job.request, job.weights())
+        except Exception as error:
+            self._futures.settle(job.pending, reply_for(error))
+        else:
+            self._decoding.append(job)
+
+    def _step(self, sampler: Any) -> None:
+        try:
+            sampler.step()
+        except Exception as error:
+            jobs = [job for job in self._decoding if job.sampler is sampler]
+            self.abandon(jobs, reply_for(error))
+            tried(sampler.reset)
+
+    def _collect(self) -> None:
+        """Answer the calls whose sequences are all finished."""
+        for job in [job for job in self._decoding if job.ticket.done()]:
+            self._trace.add(f"{job.learner}:sample", "sample", job.accepted_at)
+            self._futures.settle(job.pending, answer(partial(finished, job)))
+        self._decoding = [job for job in self._decoding if not job.pending.reply.done()]
+
+
+def finished(job: SampleJob) -> Reply:
+    """The encoded result of a call whose ticket is done."""
+    try:
+        return job.encode(job.ticket.result())
+    except CancelledError as error:
+        raise RequestError("The sample call was cancelled") from error

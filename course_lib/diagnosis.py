@@ -104,7 +104,7 @@ class _Run:
     def still(self) -> bool:
         """Whether the policy has not moved: by its KL where that was measured, else by its rate."""
         kl = self.late("kl/reference")
-        return kl < 0.01 if kl is not None else (self.late("optim/lr") or 0.0) < 2e-5
+        return kl < 0.01 if kl is not None else (self.early("optim/lr") or 0.0) < 2e-5
 
 
 def ratio_off(run: _Run) -> Diagnosis | None:
@@ -184,7 +184,7 @@ def tiny_rate(run: _Run) -> Diagnosis | None:
     """Nothing moves, because the steps are too small."""
     if not run.flat or not run.still:
         return None
-    rate = run.late("optim/lr") or 0.0
+    rate = run.early("optim/lr") or 0.0
     finding = f"after {run.steps} steps at a learning rate of {rate:.1e} nothing has moved"
     remedy = "raise it: LoRA wants about ten times what full fine-tuning does, 1e-4 to 1e-3 here"
     return Diagnosis("tiny_rate", finding, remedy)

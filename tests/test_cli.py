@@ -224,6 +224,7 @@ BAD_INPUT: dict[str, tuple[list[str], int, str]] = {
     "value out of range": (["sft", "--set", "epochs=-1"], 1, r"epochs: -1 is out of range"),
     "negative seed": (["all", "--seed", "-1"], 1, r"seed: -1 is out of range"),
     "run to resume is not there": (["all", "--resume", "nowhere"], 1, r"^nowhere: holds no run"),
+    "run to diagnose is not there": (["diagnose", "nowhere"], 1, r"^nowhere/metrics\.jsonl: No such"),
     "resume with other settings": (["all", "--resume", "x", "--seed", "1"], 1, r"^--resume: "),
     "no key for hosted": (["all", "--backend", "hosted", "--yes"], 1, r"^TINKER_API_KEY: .*not se"),
     "no such back end": (["all", "--backend", "cloud"], 1, r"'cloud' is not a back end"),
@@ -373,6 +374,23 @@ def test_doctor_measures_what_a_preset_takes(embedded, monkeypatch, capsys):
 
     assert main(["doctor", *embedded]) == 0
     assert re.search(r"^  tiny +\d+ (s|min) +SFT step \d", capsys.readouterr().out, re.M)
+
+
+def test_diagnose_names_what_is_wrong_and_accuses_no_healthy_run(tmp_path, capsys):
+    groups = {"env/groups": 16, "reward/std_in_group": 0.0, "env/worked_share": 0.0}
+    for name, dead, reward in (("stuck", 16, 0.0), ("well", 2, 0.9)):
+        rows = [
+            {"phase": "rl", "step": step, "reward/total": reward, "env/dead_groups": dead}
+            | {"env/correct": reward, "optim/lr": 4e-4, "optim/entropy": 0.5} | groups
+            for step in range(1, 41)
+        ]  # fmt: skip
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
+
+    assert main(["diagnose", str(tmp_path / "stuck")]) == 0
+    assert capsys.readouterr().out.startswith("dead_groups: from the start 100% of the groups")
+    assert main(["diagnose", str(tmp_path / "well")]) == 0
+    assert capsys.readouterr().out == "40 RL steps, nothing found that is wrong\n"
 
 
 def commands() -> list[str]:

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from deploy_models import save_base
 from loopback import serving
+from own_engine import own_engine
 
-from course_lib.client import connect
 from course_lib.compare import Row, compare, judged, read_prompts
 from course_lib.conversations import Message
 from course_lib.errors import CourseError
@@ -60,8 +60,8 @@ def test_a_folder_its_endpoint_and_its_engine_answer_the_same(folders, tmp_path,
         model.stop()
     assert [r.a for r in by_url.rows] == [r.b for r in by_url.rows]
     assert by_url.win_rate_b == 0.5 and by_url.wins_ties_losses == (0, 4, 0)
-    service = connect("embedded", model=str(one), store=str(tmp_path / "store"), quiet=True)
-    by_engine = compare("base", str(one), PROBLEMS, service=service, max_tokens=12)
+    with own_engine(one, tmp_path / "store") as service:
+        by_engine = compare("base", str(one), PROBLEMS, service=service, max_tokens=12)
     assert [r.a for r in by_engine.rows] == [r.b for r in by_engine.rows]
     assert [r.b for r in by_engine.rows] == [r.a for r in by_url.rows]
 

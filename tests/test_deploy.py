@@ -16,11 +16,11 @@ from deploy_models import save_adapter, save_base
 from download_double import FileServer, ServiceDouble
 from filelock import FileLock
 from loopback import serving
+from own_engine import own_engine
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from course_lib import deploy as deploy_module
-from course_lib.client import connect
 from course_lib.config import DeployConfig
 from course_lib.deploy import deploy
 from course_lib.errors import CourseError
@@ -55,20 +55,18 @@ def service(adapter: Path, base: Path):
 def trained(base: Path, tmp_path_factory: pytest.TempPathFactory):
     """A few steps of SFT on the embedded engine, saved both ways."""
     store = tmp_path_factory.mktemp("store")
-    service = connect("embedded", model=str(base), store=str(store), quiet=True)
-    client = service.create_lora_training_client(base_model=service.base_model, rank=8).result()
-    tokens = client.get_tokenizer().encode("What is 23 + 45 + 61? The answer is 129.")
-    datum = tinker.Datum(
-        model_input=tinker.ModelInput.from_ints(tokens[:-1]),
-        loss_fn_inputs={"target_tokens": tokens[1:], "weights": [1.0] * (len(tokens) - 1)},
-    )
-    for _ in range(4):
-        client.forward_backward([datum], "cross_entropy").result()
-        client.optim_step(tinker.AdamParams(learning_rate=1e-2)).result()
-    state = client.save_state("final").result().path
-    sampler = client.save_weights_for_sampler("final").result().path
-    yield service, state, sampler
-    service.close("success").result()
+    with own_engine(base, store) as service:
+        client = service.create_lora_training_client(base_model=service.base_model, rank=8).result()
+        tokens = client.get_tokenizer().encode("What is 23 + 45 + 61? The answer is 129.")
+        inputs = {"target_tokens": tokens[1:], "weights": [1.0] * (len(tokens) - 1)}
+        read = tinker.ModelInput.from_ints(tokens[:-1])
+        datum = tinker.Datum(model_input=read, loss_fn_inputs=inputs)
+        for _ in range(4):
+            client.forward_backward([datum], "cross_entropy").result()
+            client.optim_step(tinker.AdamParams(learning_rate=1e-2)).result()
+        state = client.save_state("final").result().path
+        sampler = client.save_weights_for_sampler("final").result().path
+        yield service, state, sampler
 
 
 def greedy(service, checkpoint: str, prompt: list[int]) -> list[int]:
@@ -256,28 +254,30 @@ def test_the_served_model_answers_every_heldout_question_as_the_engine_does(tmp_
     from course_lib.rendering import render_conversation
     from course_lib.serve import create_app
 
-    root = Path(__file__).parents[1]
-    service = connect("embedded", model=str(root / "data" / "base-model"), quiet=True)
-    client = service.create_lora_training_client(base_model=service.base_model, rank=16).result()
-    tokenizer = client.get_tokenizer()
-    data = load_conversations(str(root / "data" / "conversations.jsonl"), limit=320)
-    datums = [make_datum(render_conversation(each, tokenizer)) for each in data]
-    for step in range(20):
-        client.forward_backward(datums[step * 16 : step * 16 + 16], "cross_entropy").result()
-        client.optim_step(tinker.AdamParams(learning_rate=2e-3)).result()
-    checkpoint = client.save_state("final").result().path
-    sampler = client.save_weights_for_sampler("final").result().path
+    data = Path(__file__).parents[1] / "data"
     environment = sums_environment()
     problems = environment.heldout(100, 0)
-    engine = evaluate(
-        service.create_sampling_client(model_path=sampler).result(),
-        tokenizer,
-        environment,
-        problems,
-        temperature=0.0,
-        max_tokens=48,
-    )
-    deploy(service, checkpoint, tmp_path / "sums", runs=tmp_path)
+    with own_engine(data / "base-model", tmp_path / "store") as service:
+        client = service.create_lora_training_client(
+            base_model=service.base_model, rank=16
+        ).result()
+        tokenizer = client.get_tokenizer()
+        rows = load_conversations(str(data / "conversations.jsonl"), limit=320)
+        datums = [make_datum(render_conversation(each, tokenizer)) for each in rows]
+        for step in range(20):
+            client.forward_backward(datums[step * 16 : step * 16 + 16], "cross_entropy").result()
+            client.optim_step(tinker.AdamParams(learning_rate=2e-3)).result()
+        checkpoint = client.save_state("final").result().path
+        sampler = client.save_weights_for_sampler("final").result().path
+        engine = evaluate(
+            service.create_sampling_client(model_path=sampler).result(),
+            tokenizer,
+            environment,
+            problems,
+            temperature=0.0,
+            max_tokens=48,
+        )
+        deploy(service, checkpoint, tmp_path / "sums", runs=tmp_path)
     model = ServedModel.load(tmp_path / "sums")
     try:
         with (

@@ -1,7 +1,8 @@
-"""Commands that look and change nothing: validate, doctor."""
+"""Commands that look and change nothing: validate, doctor, diagnose, progress."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -60,6 +61,26 @@ def doctor(
         print(line, flush=True)
 
 
+def diagnose(
+    run: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a run with RL steps.")],
+) -> None:
+    """What is wrong with an RL run, in a sentence.
+
+    \b
+    posttrain diagnose runs/20260101-120000-quick
+    """
+    from course_lib.diagnosis import diagnose as find
+    from course_lib.metrics import read_metrics
+
+    rows = read_metrics(run / "metrics.jsonl")
+    steps = sum(row.get("phase") == "rl" for row in rows)
+    if not steps:
+        remedy = "give the folder of a run of posttrain rl or posttrain all"
+        raise CourseError(str(run), "holds no RL steps", remedy)
+    found = find(rows)
+    print("\n".join(map(str, found)) or f"{steps} RL steps, nothing found that is wrong")
+
+
 def progress() -> None:
     """Which exercises of the course are solved.
 
@@ -87,4 +108,4 @@ def tokenizer_of(model: str | None) -> PreTrainedTokenizerBase:
         ) from error
 
 
-COMMANDS = {"validate": validate, "doctor": doctor, "progress": progress}
+COMMANDS = {"validate": validate, "doctor": doctor, "diagnose": diagnose, "progress": progress}

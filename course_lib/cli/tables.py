@@ -68,6 +68,7 @@ def print_report(config: RunConfig, out: Path, report: Mapping[str, Any]) -> Non
         print(report["note"])
     if (win_rate := (report["rl"] or {}).get("win_rate_vs_sft")) is not None:
         print(f"The judge prefers GRPO's answer to SFT's in {percent(win_rate)} of the pairs.")
+    _print_diagnosis(out)
     made = report["checkpoints"]
     print_paths({"folder": out, **save_run_figures(out), **made})
     sampler_path = made["rl_sampler" if "rl" in made else "sft_sampler"]
@@ -79,10 +80,20 @@ def print_result(config: RunConfig, out: Path, checkpoint: Checkpoint) -> None:
     """The end of `posttrain sft` and `posttrain rl`."""
     from course_lib.plots.run import save_run_figures
 
+    _print_diagnosis(out)
     print_paths({"folder": out, "checkpoint": checkpoint.state_path, **save_run_figures(out)})
     talk = ["chat", "--base", checkpoint.sampler_path]
     go_on = ["rl", "--sft-checkpoint", checkpoint.state_path]
     print_next(config, *([talk, go_on] if checkpoint.phase == "sft" else [talk]))
+
+
+def _print_diagnosis(out: Path) -> None:
+    """What the metrics say is wrong, if anything."""
+    from course_lib.diagnosis import diagnose
+    from course_lib.metrics import read_metrics
+
+    for found in diagnose(read_metrics(out / "metrics.jsonl")):
+        print(f"Diagnosis: {found}")
 
 
 def print_comparison(found: Comparison, shown: int = 5) -> None:

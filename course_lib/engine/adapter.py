@@ -16,7 +16,7 @@ from course_lib.engine.requests import LoraSpec, RequestError
 
 
 class Adapter:
-    """One LoRA adapter on a base model: it shares the base weights with all others, and nothing else."""
+    """One LoRA adapter on a base model: it shares the base weights with others, nothing else."""
 
     def __init__(
         self,
@@ -37,7 +37,7 @@ class Adapter:
 
     @property
     def nbytes(self) -> int:
-        """Bytes that this adapter takes beyond the base model: weights, gradients, two Adam moments."""
+        """Bytes that this adapter takes: weights, gradients, two Adam moments."""
         return 4 * sum(p.numel() * p.element_size() for p in self.parameters.values())
 
     def state(self) -> dict[str, Tensor]:
@@ -45,7 +45,7 @@ class Adapter:
         return {key: p.detach().to("cpu", copy=True) for key, p in self.parameters.items()}
 
     def load_state(self, state: dict[str, Tensor]) -> None:
-        """Take over tensors made by `state`; refused as a whole when one is missing, unknown or misshapen."""
+        """Take over tensors made by `state`: all of them, or none if one is wrong."""
         check_tensors(state, {key: p.shape for key, p in self.parameters.items()}, "adapter")
         with torch.no_grad():
             for key, parameter in self.parameters.items():
@@ -53,7 +53,7 @@ class Adapter:
         self.version += 1
 
     def optimizer_state(self) -> dict[str, Tensor]:
-        """A copy of Adam's moments and step counts, `<tensor>.<field>`; empty before the first step."""
+        """A copy of Adam's moments and step counts, `<tensor>.<field>`; empty before any step."""
         moments: dict[str, Tensor] = {}
         for key, parameter in self.parameters.items():
             for field, value in self.optimizer.state.get(parameter, {}).items():
@@ -61,7 +61,7 @@ class Adapter:
         return moments
 
     def load_optimizer_state(self, state: dict[str, Tensor]) -> None:
-        """Take over what `optimizer_state` gave, so that the next step is the one that would have followed."""
+        """Take over what `optimizer_state` gave: the next step is the one that would have come."""
         shapes = {}
         for key, parameter in self.parameters.items():
             shapes |= {f"{key}.exp_avg": parameter.shape, f"{key}.exp_avg_sq": parameter.shape}
@@ -69,12 +69,13 @@ class Adapter:
         check_tensors(state, shapes if state else {}, "optimizer")
         self.optimizer.state.clear()
         for key, parameter in self.parameters.items() if state else ():
-            moments = {name: state[f"{key}.{name}"].clone() for name in ("exp_avg", "exp_avg_sq")}
-            moments = {name: value.to(parameter) for name, value in moments.items()}
-            self.optimizer.state[parameter] = {"step": state[f"{key}.step"].clone(), **moments}
+            self.optimizer.state[parameter] = {
+                field: state[f"{key}.{field}"].to(parameter.device, torch.float32, copy=True)
+                for field in ("step", "exp_avg", "exp_avg_sq")
+            }
 
     def add_gradients(self) -> None:
-        """Add what backward passes left on the parameters to the gradients kept for the next optimizer step."""
+        """Add what backward passes left on the parameters to what is kept for the next step."""
         new = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.parameters.values()]
         if not all(bool(torch.isfinite(gradient).all()) for gradient in new):
             raise RequestError(
@@ -93,7 +94,7 @@ class Adapter:
 
 
 def check_tensors(state: dict[str, Tensor], shapes: dict[str, torch.Size], what: str) -> None:
-    """Refuse a state that does not fit, naming the first tensor that is missing, unknown or misshapen."""
+    """Refuse a state that does not fit, naming the first tensor that is wrong."""
     for key, shape in shapes.items():
         if key not in state:
             raise RequestError(f"the {what} state lacks {key}")

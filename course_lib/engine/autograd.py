@@ -1,8 +1,9 @@
 """Three operations whose gradients torch would work out more slowly.
 
 `LoraLinear` multiplies by a frozen weight with the adapter folded in, and gives gradients to the
-adapter alone; `RMSNorm` passes over its input a few times less. `TargetLogprobs` goes from hidden states to log-probabilities of chosen tokens and
-keeps one array of the vocabulary's width where plain autograd keeps three.
+adapter alone; `RMSNorm` passes over its input a few times less; `TargetLogprobs` goes from hidden
+states to log-probabilities of chosen tokens and keeps one array of the vocabulary's width where
+plain autograd keeps three.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ from course_lib.engine.lora import ALPHA
 class LoraLinear(torch.autograd.Function):
     """y = x W^T with W = W0 + (alpha / r) B A: gradients for x, A and B, none for W0.
 
-    Rows `blocks[i]` of W carry adapter i: its A is the i-th part of `a` (adapters * r, in), its B is
-    `bs[i]` (rows, r). With u = dy B:  dA = (alpha / r) u^T x  and  dB = (alpha / r) dy^T (x A^T).
+    Rows `blocks[i]` of W carry adapter i: its A is the i-th part of `a` (adapters * r, in), its B
+    is `bs[i]` (rows, r). With s = alpha / r and u = dy B:  dA = s u^T x  and  dB = s dy^T (x A^T).
     """
 
     @staticmethod
@@ -71,7 +72,7 @@ class RMSNorm(torch.autograd.Function):
 
 
 class TargetLogprobs(torch.autograd.Function):
-    """log softmax(h W^T) at chosen places: row `source[m]` of h, token `targets[m, k]` -> (M, K)."""
+    """log softmax(h W^T) at chosen places: row `source[m]`, token `targets[m, k]` -> (M, K)."""
 
     @staticmethod
     def forward(
@@ -90,13 +91,18 @@ class TargetLogprobs(torch.autograd.Function):
     @staticmethod
     def backward(ctx: FunctionCtx, dy: Tensor):
         hidden, weight, a, b, source, targets, logprobs = ctx.saved_tensors
-        total = dy.new_zeros(len(hidden)).index_add_(0, source, dy.sum(-1))  # (T,)
-        dlogits = logprobs.exp_().mul_(-total.unsqueeze(-1))
-        dlogits.index_put_((source.unsqueeze(-1), targets), dy, accumulate=True)
-        dh = dlogits @ weight if ctx.needs_input_grad[0] else None
-        if a is None or b is None:
-            return dh, None, None, None, None, None
-        scale = ALPHA / len(a)
-        da = ((dlogits @ b).T @ hidden).mul_(scale)
-        db = (dlogits.T @ (hidden @ a.T)).mul_(scale)
+        wanted = (dy != 0).any(-1).nonzero().squeeze(-1)  # prompts have no loss, so no gradient
+        dy, targets = dy[wanted], targets[wanted]
+        rows, place = source[wanted].unique(return_inverse=True)  # (R,) tokens with a gradient
+        total = dy.new_zeros(len(rows)).index_add_(0, place, dy.sum(-1))
+        dlogits = logprobs[rows].exp_().mul_(-total.unsqueeze(-1))  # (R, V)
+        dlogits.index_put_((place.unsqueeze(-1), targets), dy, accumulate=True)
+        dh = da = db = None
+        if ctx.needs_input_grad[0]:
+            dh = torch.zeros_like(hidden)
+            dh[rows] = dlogits @ weight
+        if a is not None and b is not None:
+            scale, h = ALPHA / len(a), hidden[rows]
+            da = ((dlogits @ b).T @ h).mul_(scale)
+            db = (dlogits.T @ (h @ a.T)).mul_(scale)
         return dh, None, da, db, None, None

@@ -74,7 +74,7 @@ class SlabLayer(CacheLayerMixin):
         self.rows, self.length = rows, length
 
     def keep(self, holes: Tensor, tails: Tensor, rows: int) -> None:
-        """Overwrite the ended rows `holes` with the live rows `tails`; forget all from `rows` on."""
+        """Overwrite ended rows, `holes`, with live ones, `tails`; forget all from `rows` on."""
         if len(holes):
             for buffer in (self.keys, self.values):
                 buffer[holes, :, : self.length] = buffer[tails, :, : self.length]

@@ -64,7 +64,7 @@ class Settings:
         self.stop_rule = np.array([self.stop_ids.index(row.stop_ids) for row in rows])
         self.text_rows = [row for row in rows if row.stop_text is not None]
         self.topk_rows = [i for i, request in enumerate(requests) if request.topk_sample_logprobs]
-        self.watched = [i for i, request in enumerate(requests) if request.on_token is not None]
+        self.watchers = [(row, row.request.on_token) for row in rows if row.request.on_token]
 
 
 def draw(logits: Tensor, rows: list[Row], settings: Settings) -> Tensor:
@@ -79,8 +79,8 @@ def draw(logits: Tensor, rows: list[Row], settings: Settings) -> Tensor:
     for index in settings.topk_rows:
         row = rows[index]
         row.topk += top_entries(logprobs[index : index + 1], row.request.topk_sample_logprobs)
-    for row in (rows[index] for index in settings.watched):
-        row.request.on_token(row.sample, row.tokens[-1], row.logprobs[-1])
+    for row, on_token in settings.watchers:
+        on_token(row.sample, row.tokens[-1], row.logprobs[-1])
     mark_ended(rows, settings, tokens.cpu().numpy())
     return tokens
 

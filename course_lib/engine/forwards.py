@@ -144,7 +144,7 @@ def visible(columns: Tensor, past: int, start: Tensor | None) -> Tensor | None:
     if len(new) > 1:
         mask = (columns > new).float().mul_(MASKED)[None, None]
     if start is not None:
-        padding = (columns < start.unsqueeze(-1)).float().mul_(MASKED)[:, None, None]  # (B, 1, 1, L)
+        padding = (columns < start.unsqueeze(-1)).float().mul_(MASKED)[:, None, None]
         mask = padding if mask is None else mask + padding
     return mask
 

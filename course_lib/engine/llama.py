@@ -90,7 +90,7 @@ class Llama:
     def weights(
         self, folded: dict[str, Tensor], adapter: dict[str, nn.Parameter] | None = None
     ) -> Weights:
-        """Arrange the base weights, with `folded` in place of some; `adapter` is what is trained."""
+        """Arrange the base weights, some of them `folded`; `adapter` is what is trained."""
         base = self.model.get_parameter
         adapter = adapter or {}
 
@@ -136,7 +136,7 @@ class Llama:
         return split.transpose(1, 2).reshape(rows.shape)
 
     def rotated(self, qk: Tensor, rotations: Tensor) -> Tensor:
-        """Rotary position embedding (Su et al. 2021) of (T, heads, D), by rotations (T, 1, D / 2)."""
+        """Rotary position embedding (Su et al. 2021) of (T, heads, D) by (T, 1, D / 2)."""
         pairs = torch.view_as_complex(qk.view(*qk.shape[:2], -1, 2))
         return torch.view_as_real(pairs * rotations).flatten(-2)
 
@@ -153,7 +153,7 @@ class Llama:
     ) -> Tensor:
         """The normed last hidden states (T, H) of packed tokens (T,) at their positions (T,).
 
-        `attend(layer, q, k, v)` mixes positions: q (T, heads, D), k and v (T, kv_heads, D) -> (T, H).
+        `attend(layer, q, k, v)`: q (T, heads, D), k and v (T, kv_heads, D) -> (T, H).
         """
         x = F.embedding(tokens, weights.embedding)
         rotations = self.rotations[positions].unsqueeze(1)  # (T, 1, D / 2)

@@ -28,7 +28,7 @@ EXPERTS = "experts"  # the module that holds a mixture's weights, stacked as (ex
 
 
 def kind(model: PreTrainedModel, name: str) -> str | None:
-    """The part of the network a weight belongs to: `attn`, `mlp`, `unembed`, or None (no adapter)."""
+    """What a weight belongs to: `attn`, `mlp`, `unembed`, or None (it gets no adapter)."""
     if model.get_submodule(name) is model.get_output_embeddings():
         return "unembed"
     if name.endswith(("gate", "router")):  # choosing experts is not their work
@@ -106,12 +106,12 @@ class Folding:
         self.experts = expert_names(model) if expert_targets(model) else {}
 
     def weight_name(self, key: str) -> str:
-        """The base weight that an adapter tensor changes, from the tensor's name in an adapter file."""
+        """The base weight that an adapter tensor changes, from the tensor's name in a file."""
         prefix = key.partition(".lora_")[0]
         return self.experts.get(prefix, f"{prefix.removeprefix(PREFIX)}.weight")
 
     def check(self, state: dict[str, Tensor]) -> None:
-        """Refuse tensors that are not pairs of A and B for weights of this model, naming the first."""
+        """Refuse what is not pairs of A and B for weights of this model, naming the first."""
         for key, tensor in state.items():
             is_a = ".lora_A." in key
             partner = (

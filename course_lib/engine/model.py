@@ -34,7 +34,7 @@ from course_lib.errors import CourseError
 
 @dataclass(frozen=True, eq=False)
 class SamplerWeights:
-    """An immutable snapshot to sample from: an adapter's tensors, or None for the bare base model."""
+    """An immutable snapshot to sample from: an adapter's tensors; None is the bare base model."""
 
     state: dict[str, Tensor] | None
 
@@ -70,7 +70,7 @@ class BaseModel:
         device: str | None = None,
         dtype: torch.dtype | None = None,
     ) -> BaseModel:
-        """Load from a folder or the hub; float32 on a CPU or MPS, bfloat16 on CUDA, unless told otherwise."""
+        """Load a folder or hub name: float32 on CPU and MPS, bfloat16 on CUDA, or as told."""
         refuse_pickles(folder_or_hub)
         device = device or default_device()
         dtype = dtype or (torch.bfloat16 if device.startswith("cuda") else torch.float32)
@@ -119,7 +119,7 @@ class BaseModel:
         return self._peft
 
     def sampling_forward(self) -> Forward:
-        """The forward pass that sampling uses; it shares the base weights and is the caller's own."""
+        """A forward pass for sampling: the caller's own, around the shared base weights."""
         if self.llama is not None:
             return LlamaForward(self.llama, self.folding)
         return GeneralForward(self.plain, self.folding)
@@ -139,7 +139,7 @@ class BaseModel:
         return found[2]
 
     def sampler_weights(self, state: dict[str, Tensor] | None) -> SamplerWeights:
-        """A snapshot to sample from: the tensors of an adapter's `state()`, or None for the bare base model.
+        """A snapshot to sample from: the tensors of an adapter's `state()`; None is the base model.
 
         Nothing is computed or copied here; the sampler folds the tensors into the weights when it
         first meets them.
@@ -168,7 +168,7 @@ def agreeing_llama(model: PreTrainedModel) -> Llama | None:
 
 
 def lora_parameters(model: PeftModel, name: str) -> dict[str, nn.Parameter]:
-    """The tensors of one adapter, by their names in an adapter file (peft leaves out the adapter's own name)."""
+    """The tensors of one adapter by their names in a file, where peft leaves out its own name."""
     mark = f".{name}."
     return {key.replace(mark, "."): p for key, p in model.named_parameters() if mark in key}
 
@@ -192,7 +192,7 @@ def default_device() -> str:
 
 
 def refuse_pickles(folder: str) -> None:
-    """Weights that exist only as pickles are not loaded: unpickling runs whatever code is in the file."""
+    """Weights that exist only as pickles are not loaded: unpickling runs what is in the file."""
     path = Path(folder)
     pickles = (
         [*path.glob("*.bin"), *path.glob("*.pt"), *path.glob("*.pth")] if path.is_dir() else []

@@ -83,7 +83,7 @@ def worth(length: int, rows: list[np.ndarray], members: list[int]) -> bool:
 
 
 def common_prefix(a: np.ndarray, b: np.ndarray) -> int:
-    """How many tokens two rows have in common at the start, leaving each at least one of its own."""
+    """How many tokens two rows share at the start, leaving each at least one of its own."""
     length = min(len(a), len(b)) - 1
     differs = np.flatnonzero(a[:length] != b[:length])
     return int(differs[0]) if len(differs) else length

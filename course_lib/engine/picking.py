@@ -17,7 +17,7 @@ GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
 def uniforms(seeds: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """One number in [0, 1) for each row: draw number `counts` (B,) of the stream of `seeds` (B,)."""
+    """One number in [0, 1) for each row: number `counts` (B,) of the stream of `seeds` (B,)."""
     with np.errstate(over="ignore"):
         key = scramble(seeds.astype(np.uint64) + GOLDEN)
         bits = scramble(key + GOLDEN * (counts.astype(np.uint64) + np.uint64(1)))
@@ -69,7 +69,7 @@ class Drawing:
         return torch.log_softmax(logits, dim=-1)
 
     def pick(self, logprobs: Tensor, draws: np.ndarray) -> Tensor:
-        """One token for each row (B,), by inverse CDF: where the cumulated probability passes the draw.
+        """One token for each row (B,): the first whose cumulated probability passes the draw.
 
         top_k and top_p cut the distribution that is drawn from, not the log-probabilities.
         """
@@ -88,7 +88,7 @@ class Drawing:
 
 
 def truncated(probs: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:
-    """Probabilities (B, V) with zeros outside the k likeliest and outside the smallest set that reaches p."""
+    """Probabilities (B, V), zero outside the k likeliest and the smallest set that reaches p."""
     ordered, index = probs.sort(stable=True, dim=-1, descending=True)
     rank = torch.arange(probs.shape[-1], device=probs.device)
     k = torch.where(top_k > 0, top_k, probs.shape[-1]).unsqueeze(-1)

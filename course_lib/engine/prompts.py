@@ -1,4 +1,4 @@
-"""What did the model think of the prompt itself? Log-probabilities at each of its positions, at temperature 1."""
+"""What did the model think of the prompt itself? Log-probabilities at each position."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def describe_prompt(
 def alternatives(
     logits: Tensor, logprobs: Tensor, request: SampleRequest, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """k tokens for each position, drawn at the request's temperature, and their logprobs at temperature 1."""
+    """k tokens for each position, drawn at the request's temperature; logprobs at temperature 1."""
     rows, k = len(logits), request.prompt_alt_tokens_k
     how = Drawing.of(
         [request.temperature] * rows, [request.top_k] * rows, [request.top_p] * rows, logits.device

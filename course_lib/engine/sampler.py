@@ -1,4 +1,4 @@
-"""Who is decoded with whom? Requests wait, join the batch of their weights at the next token, and leave when done.
+"""Who is decoded with whom? Requests join the batch of their weights and leave when done.
 
 Reported log-probabilities are those of the distribution softmax(logits / temperature) over the
 whole vocabulary: before top_k and top_p cut it, and at temperature 1 when decoding is greedy
@@ -55,7 +55,7 @@ class Job:
 
 
 class Sampler:
-    """Decodes all requests for one base model. `submit` may be called at any time, `step` from one thread."""
+    """Decodes all requests for one base model; `submit` from any thread, the rest from one."""
 
     def __init__(
         self,
@@ -77,7 +77,7 @@ class Sampler:
         self._folded: OrderedDict[SamplerWeights, Any] = OrderedDict()
 
     def submit(self, request: SampleRequest, weights: SamplerWeights) -> Future[SampleResult]:
-        """Check a request and put it in the queue; the future holds its result once steps have made it."""
+        """Check a request and queue it; the future has its result once steps have made it."""
         check_sample(request, self.base.vocab_size, self.base.context_length)
         seed = secrets.randbits(62) if request.seed is None else request.seed
         limit = request.max_tokens or self.base.context_length - len(request.prompt)
@@ -88,7 +88,7 @@ class Sampler:
         return job.future
 
     def step(self) -> bool:
-        """Admit what fits, then one token for every row of one batch; False when nothing is left to do."""
+        """Admit what fits, then draw a token for each row of one batch; False when all is done."""
         self._drop_cancelled()
         self._admit()
         if self._batches:
@@ -123,7 +123,8 @@ class Sampler:
                 row.stop_reason = row.stop_reason or "length"
             for batch in self._batches.values():
                 batch.drop_ended()
-            self._waiting = deque(other for other in self._waiting if other is not job)
+            if job in self._waiting:
+                self._waiting.remove(job)
             self._running = [other for other in self._running if other is not job]
 
     def _admit(self) -> None:

@@ -14,39 +14,65 @@ from course_lib.engine.adapter import Adapter
 from course_lib.engine.autograd import TargetLogprobs
 from course_lib.engine.llama import Llama, Weights
 from course_lib.engine.model import BaseModel
-from course_lib.engine.packing import attend, pack
+from course_lib.engine.packing import attend, pack, shared_prefixes
 from course_lib.engine.requests import TrainDatum
 
-ACTIVATION_BYTES = 1 << 30  # what one micro-batch may keep for its backward pass
+ACTIVATION_BYTES = 2 << 30  # what one micro-batch may keep for its backward pass
 
 
 def micro_batches(base: BaseModel, data: list[TrainDatum]) -> list[list[int]]:
-    """Cut rows into batches that fit the memory of a backward pass: rows of like shape together.
+    """Cut rows into batches that fit the memory of a backward pass; rows of like shape together.
 
     The packed way wants rows side by side that begin alike, the padded one rows of equal length.
     """
-
-    def order(row: int) -> tuple[int, object]:
-        tokens = data[row].tokens
-        columns = data[row].loss_fn_inputs["target_tokens"].ndim
-        return columns, -len(tokens) if base.llama is None else tokens.tobytes()
-
-    limit = max(1, ACTIVATION_BYTES // bytes_per_token(base))
+    limit = ACTIVATION_BYTES // bytes_per_token(base)
     batches: list[list[int]] = []
-    used, columns = 0, 0
-    for row in sorted(range(len(data)), key=order):
-        used += len(data[row].tokens)
-        if not batches or used > limit or order(row)[0] != columns:
+    for columns in (1, 2):
+        alike = [
+            row
+            for row, datum in enumerate(data)
+            if datum.loss_fn_inputs["target_tokens"].ndim == columns
+        ]
+        rows = [data[row].tokens for row in alike]
+        if base.llama is None:
+            cut = cut_padded([len(row) for row in rows], limit)
+        else:
+            cut = cut_packed(rows, limit)
+        batches += [[alike[index] for index in batch] for batch in cut]
+    return batches
+
+
+def cut_padded(lengths: list[int], limit: int) -> list[list[int]]:
+    """Rows in order of length, so many at a time that they fit when padded to the longest."""
+    batches: list[list[int]] = []
+    longest = 0
+    for row in sorted(range(len(lengths)), key=lambda row: -lengths[row]):
+        if not batches or (len(batches[-1]) + 1) * longest > limit:
             batches.append([])
-            used, columns = len(data[row].tokens), order(row)[0]
+            longest = lengths[row]
         batches[-1].append(row)
+    return batches
+
+
+def cut_packed(rows: list[np.ndarray], limit: int) -> list[list[int]]:
+    """Rows group by group of a shared beginning, which counts once in each batch."""
+    batches: list[list[int]] = []
+    used = limit
+    for shared, members in shared_prefixes(rows):
+        used += shared
+        for row in members:
+            used += len(rows[row]) - shared
+            if used > limit:
+                batches.append([])
+                used = len(rows[row])
+            batches[-1].append(row)
     return batches
 
 
 def bytes_per_token(base: BaseModel) -> int:
     """About what a backward pass keeps of one token: a decoder's activations and the logits."""
     config = base.config
-    layer = 16 * config.hidden_size + 6 * (getattr(config, "intermediate_size", None) or 0)
+    layer = 8 * config.hidden_size + 4 * (getattr(config, "intermediate_size", None) or 0)
     return 4 * (config.num_hidden_layers * layer + 3 * base.vocab_size)
 
 

@@ -36,7 +36,7 @@ PER_SEQUENCE = ("gspo",)  # its loss of a token depends on the row's other token
 
 
 def forward_backward(base: BaseModel, adapter: Adapter, request: TrainRequest) -> TrainResult:
-    """Log-probabilities and loss of the data; unless `forward_only`, the adapter gains gradients."""
+    """Log-probabilities and loss of the data; the adapter gains gradients, if so asked."""
     check_train(request, base.vocab_size, base.context_length)
     outputs: list[dict[str, np.ndarray]] = [{}] * len(request.data)
     total = 0.0
@@ -90,7 +90,7 @@ def split(values: Tensor, batch: list[TrainDatum]) -> list[Tensor]:
 
 
 def optim_step(adapter: Adapter, params: AdamParams) -> dict[str, float]:
-    """One AdamW step with the gradients added up since the last one; returns their norm before clipping.
+    """One AdamW step with the gradients since the last one; gives their norm before clipping.
 
     Without gradients nothing moves, as in torch.
     """

@@ -1,4 +1,4 @@
-"""May this request be computed? Checks on plain data, before any work, in sentences that name the datum and the field."""
+"""May this request be computed? Checks before any work; a refusal names datum and field."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def check_train(request: TrainRequest, vocab_size: int, context_length: int) -> 
 
 
 def check_loss_inputs(datum: TrainDatum, loss_fn: str, place: str, vocab_size: int) -> None:
-    """Refuse missing, unused, misshapen, non-finite loss inputs and targets outside the vocabulary."""
+    """Refuse loss inputs that are missing, unused, misshapen, not finite or no tokens."""
     wanted = ("target_tokens", *LOSS_INPUTS[loss_fn])
     for name in wanted:
         if name not in datum.loss_fn_inputs:
@@ -124,7 +124,7 @@ def check_stop(stop: str | list[str] | list[int] | None, vocab_size: int) -> Non
 
 
 def check_target_prompt(request: SampleRequest, vocab_size: int) -> None:
-    """target_prompt_logprobs asks about K tokens after each prompt token but the last: (P - 1, K)."""
+    """target_prompt_logprobs asks for K tokens after each prompt token but the last."""
     targets = request.target_prompt_logprobs
     if targets is None:
         return

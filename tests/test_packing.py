@@ -1,0 +1,162 @@
+"""The fast way for plain Llamas: the numbers of the general way, and each shared token only once."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from tiny_models import VOCAB, random_tokens, tiny_model, tiny_tokenizer
+
+from course_lib.engine import scoring
+from course_lib.engine.llama import Llama
+from course_lib.engine.model import BaseModel
+from course_lib.engine.packing import pack, shared_prefixes
+from course_lib.engine.requests import LoraSpec, TrainDatum, TrainRequest
+from course_lib.engine.scoring import cut_packed, cut_padded
+from course_lib.engine.trainer import forward_backward
+
+CPU = torch.device("cpu")
+PROMPT = random_tokens(20, seed=1)
+OTHER = random_tokens(15, seed=2)
+
+
+def rows_of(prompt: np.ndarray, *lengths: int) -> list[np.ndarray]:
+    """Completions of one prompt, prompt included; every second token differs between them."""
+    return [
+        np.concatenate([prompt, (random_tokens(length, length) + index) % VOCAB])
+        for index, length in enumerate(lengths)
+    ]
+
+
+GROUPS = rows_of(PROMPT, 7, 3, 12, 1) + rows_of(OTHER, 5, 9)
+
+
+def test_samples_of_one_prompt_share_it():
+    found = {length: sorted(members) for length, members in shared_prefixes(GROUPS)}
+    assert found == {20: [0, 1, 2, 3], 15: [4, 5]}
+
+
+def test_a_beginning_that_saves_little_is_not_shared():
+    rows = [np.concatenate([[5], random_tokens(30, seed)]) for seed in range(3)]
+    assert [length for length, _ in shared_prefixes(rows)] == [0]
+
+
+def test_equal_rows_keep_a_token_of_their_own():
+    assert shared_prefixes([PROMPT, PROMPT, PROMPT]) == [(19, [0, 1, 2])]
+
+
+def test_two_alike_samples_do_not_split_their_group():
+    rows = rows_of(PROMPT, 8, 9, 10)
+    rows.append(np.concatenate([rows[0][:25], [3, 4, 5]]))  # shares 25 tokens with one, 20 with all
+    assert [(length, len(members)) for length, members in shared_prefixes(rows)] == [(20, 4)]
+
+
+def test_a_shared_prompt_is_packed_once():
+    layout = pack(GROUPS, CPU)
+    assert len(layout.tokens) == 20 + 7 + 3 + 12 + 1 + 15 + 5 + 9
+    rows = layout.tokens[layout.source]
+    assert torch.equal(rows, torch.from_numpy(np.concatenate(GROUPS)))
+    positions = np.concatenate([np.arange(len(row)) for row in GROUPS])
+    assert torch.equal(layout.positions[layout.source], torch.from_numpy(positions))
+
+
+def datum(row: np.ndarray, columns: int | None = None) -> TrainDatum:
+    generator = np.random.default_rng(len(row))
+    shape = (len(row) - 1,) if columns is None else (len(row) - 1, columns)
+    targets = row[1:] if columns is None else generator.integers(0, VOCAB, shape)
+    weights = generator.normal(size=shape).astype(np.float32)
+    weights[: len(row) // 3] = 0
+    return TrainDatum(row[:-1], {"target_tokens": targets, "weights": weights})
+
+
+CASES = {
+    "samples of two prompts": [datum(row) for row in GROUPS],
+    "nothing in common": [datum(random_tokens(length, length)) for length in (9, 4, 30, 2)],
+    "the same row twice": [datum(PROMPT), datum(PROMPT), datum(OTHER)],
+    "a row that begins another": [datum(PROMPT), datum(PROMPT[:12]), datum(PROMPT[:11])],
+    "one token": [datum(PROMPT[:2])],
+    "several targets": [datum(row, columns=3) for row in GROUPS],
+}
+
+
+@pytest.mark.parametrize("heads", [{}, {"num_key_value_heads": 4}, {"num_key_value_heads": 1}])
+@pytest.mark.parametrize("case", CASES)
+def test_the_fast_way_gives_the_numbers_of_the_general_way(case, heads):
+    request = TrainRequest(CASES[case], "cross_entropy")
+    results, gradients = [], []
+    for general in (False, True):
+        base = BaseModel("tiny", tiny_model("llama", **heads), tiny_tokenizer())
+        assert base.llama is not None
+        if general:
+            base.llama = None
+        adapter = base.new_adapter(LoraSpec(rank=4, seed=0))
+        generator = torch.Generator().manual_seed(0)
+        state = adapter.state()
+        adapter.load_state(
+            {k: v + 0.1 * torch.randn(v.shape, generator=generator) for k, v in state.items()}
+        )
+        results.append(forward_backward(base, adapter, request))
+        gradients.append(adapter.gradients)
+    for fast, slow in zip(*(result.loss_fn_outputs for result in results), strict=True):
+        assert fast["logprobs"] == pytest.approx(slow["logprobs"], abs=1e-4)
+    for fast, slow in zip(*gradients, strict=True):
+        assert torch.allclose(fast, slow, rtol=1e-3, atol=1e-3 * float(slow.abs().max()))
+
+
+def test_memory_is_bounded_and_groups_stay_together_within_it():
+    assert cut_packed(GROUPS, limit=1000) == [[*sorted_members(GROUPS)]]
+    batches = cut_packed(GROUPS, limit=45)
+    assert sorted(row for batch in batches for row in batch) == list(range(6))
+    for batch in batches:
+        assert len(pack([GROUPS[row] for row in batch], CPU).tokens) <= 45
+
+
+def sorted_members(rows: list[np.ndarray]) -> list[int]:
+    return [member for _, members in shared_prefixes(rows) for member in members]
+
+
+def test_a_row_beyond_the_limit_goes_alone():
+    assert cut_packed([PROMPT, OTHER], limit=1) in ([[0], [1]], [[1], [0]])
+    assert cut_padded([5, 9, 5], limit=10) == [[1], [0, 2]]
+
+
+def test_many_micro_batches_give_the_gradient_of_one(monkeypatch):
+    base = BaseModel("tiny", tiny_model(), tiny_tokenizer())
+    request = TrainRequest(CASES["samples of two prompts"], "cross_entropy")
+    adapters = [base.new_adapter(LoraSpec(rank=4, seed=0)) for _ in range(2)]
+    for adapter, tokens in zip(adapters, (1000, 30), strict=True):
+        monkeypatch.setattr(scoring, "ACTIVATION_BYTES", tokens * scoring.bytes_per_token(base))
+        forward_backward(base, adapter, request)
+    for one, many in zip(adapters[0].gradients, adapters[1].gradients, strict=True):
+        assert torch.allclose(one, many, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "changes"),
+    [
+        ("qwen3", {}),
+        ("mistral", {}),  # the miniature has a sliding window
+        ("llama", {"attention_bias": True}),
+        ("llama", {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}}),
+    ],
+)
+def test_what_is_no_plain_llama_goes_the_general_way(architecture, changes):
+    assert BaseModel("tiny", tiny_model(architecture, **changes), tiny_tokenizer()).llama is None
+
+
+@pytest.mark.parametrize(
+    ("architecture", "changes"),
+    [
+        ("mistral", {"sliding_window": None}),
+        ("llama", {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}}),
+        ("llama", {"tie_word_embeddings": False, "hidden_size": 40, "head_dim": 8}),
+    ],
+)
+def test_relatives_of_the_plain_llama_take_the_fast_way(architecture, changes):
+    base = BaseModel("tiny", tiny_model(architecture, **changes), tiny_tokenizer())
+    assert base.llama is not None
+
+
+def test_a_fast_way_that_disagrees_is_not_taken(monkeypatch):
+    monkeypatch.setattr(Llama, "rotated", lambda self, qk, rotations: qk)
+    assert BaseModel("tiny", tiny_model(), tiny_tokenizer()).llama is None

@@ -80,6 +80,7 @@ def train_grpo(
     import tinker
 
     reward = reward or named_reward(environment, config)
+    loss_fn: Any = config.loss_fn  # the SDK's type lists the names; the config has checked it
     start = resume.step if resume else 0
     metrics_log = MetricsLog(out / "metrics.jsonl") if out else None
     checkpoint_log = CheckpointLog(out) if out else None
@@ -136,7 +137,7 @@ def train_grpo(
         adam = tinker.AdamParams(learning_rate=learning_rate)
         calls = [
             (
-                client.forward_backward(datums_D, config.loss_fn, config.loss_fn_config or None),
+                client.forward_backward(datums_D, loss_fn, config.loss_fn_config or None),
                 client.optim_step(adam),
             )
             for _ in range(config.substeps if datums_D else 0)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from course_lib.conversations import Message
 from course_lib.preferences import judgement_tokens
@@ -49,7 +49,8 @@ def reward_model(sampling_client: tinker.SamplingClient, tokenizer: Any) -> Stre
             )
             for messages, text in distinct
         ]
-        found = {key: future.result()[-1] for key, future in zip(distinct, futures, strict=True)}
+        last_logprobs = [cast("float", future.result()[-1]) for future in futures]  # never None
+        found = dict(zip(distinct, last_logprobs, strict=True))
         return [found[problem.messages, text] for problem, text in replies]
 
     return strengths

@@ -224,7 +224,7 @@ BAD_INPUT: dict[str, tuple[list[str], int, str]] = {
     "value out of range": (["sft", "--set", "epochs=-1"], 1, r"epochs: -1 is out of range"),
     "negative seed": (["all", "--seed", "-1"], 1, r"seed: -1 is out of range"),
     "run to resume is not there": (["all", "--resume", "nowhere"], 1, r"^nowhere: holds no run"),
-    "run to diagnose is not there": (["diagnose", "nowhere"], 1, r"^nowhere/metrics\.jsonl: No such"),
+    "run to diagnose is not there": (["diagnose", "nowhere"], 1, r"^nowhere/metrics\.jsonl: No "),
     "resume with other settings": (["all", "--resume", "x", "--seed", "1"], 1, r"^--resume: "),
     "no key for hosted": (["all", "--backend", "hosted", "--yes"], 1, r"^TINKER_API_KEY: .*not se"),
     "no such back end": (["all", "--backend", "cloud"], 1, r"'cloud' is not a back end"),

@@ -1,4 +1,4 @@
-"""The fast way for plain Llamas: the numbers of the general way, and each shared token only once."""
+"""The fast way for plain Llamas: the numbers of the general way, each shared token only once."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def test_the_fast_way_gives_the_numbers_of_the_general_way(case, heads):
         results.append(forward_backward(base, adapter, request))
         gradients.append(adapter.gradients)
     for fast, slow in zip(*(result.loss_fn_outputs for result in results), strict=True):
-        assert fast["logprobs"] == pytest.approx(slow["logprobs"], abs=1e-4)
+        assert fast["logprobs"] == pytest.approx(slow["logprobs"], abs=1e-4, rel=3e-5)
     for fast, slow in zip(*gradients, strict=True):
         assert torch.allclose(fast, slow, rtol=1e-3, atol=1e-3 * float(slow.abs().max()))
 

@@ -1,7 +1,7 @@
 """What is asked of the compute rooms and what they answer: plain data, no HTTP, no weights.
 
-`wire` turns HTTP bodies into these, `worker` hands them on, `trainer` and `sampler` work on them. Arrays are
-numpy, so that a body crosses from protobuf to torch without per-token Python.
+`wire` turns HTTP bodies into these, `worker` hands them on, `trainer` and `sampler` work on them.
+Arrays are numpy, so that a body crosses from protobuf to torch without per-token Python.
 
 Legend: N tokens of one datum, K target columns, P prompt tokens, C completion tokens.
 """
@@ -53,7 +53,7 @@ class TrainRequest:
 
 @dataclass(frozen=True)
 class TrainResult:
-    """Per datum the named output arrays (`logprobs` (N,) or (N, K)), and the metrics (`loss:sum` ...)."""
+    """Per datum the arrays (`logprobs`: (N,) or (N, K)), and the metrics (`loss:sum` ...)."""
 
     loss_fn_outputs: list[dict[str, np.ndarray]]
     metrics: dict[str, float]
@@ -93,12 +93,12 @@ class SampleRequest:
     prompt_alt_tokens_k: int = 0
     prompt_logprobs_last_n: int | None = None
     cancelled: Callable[[], bool] = lambda: False  # asked between decode steps
-    on_token: Callable[[int, int, float], None] | None = None  # (sample, token, logprob), for streaming
+    on_token: Callable[[int, int, float], None] | None = None  # sample, token, logprob: streaming
 
 
 @dataclass
 class SampledSequence:
-    """One completion: `tokens` (C,) with the stop token included, their logprobs (C,), why it ended."""
+    """One completion: `tokens` (C,) with the stop token, their logprobs (C,), why it ended."""
 
     tokens: list[int]
     logprobs: list[float]
@@ -108,7 +108,7 @@ class SampledSequence:
 
 @dataclass
 class SampleResult:
-    """What one `SampleRequest` gave. Position 0 of `prompt_logprobs` is NaN: nothing precedes it."""
+    """What one `SampleRequest` gave. `prompt_logprobs[0]` is NaN: nothing precedes it."""
 
     sequences: list[SampledSequence]
     prompt_logprobs: np.ndarray | None = None  # (P,) float32

@@ -17,7 +17,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from course_lib.client import connect
-
 from course_lib.config import RunConfig, preset
 from course_lib.evaluation import evaluate
 from course_lib.pipeline import run_all, run_rl

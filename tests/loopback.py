@@ -30,3 +30,9 @@ def serving(app) -> Iterator[str]:
         server.should_exit = True
         thread.join(20)
         listener.close()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from fake_compute import fake_engine, fake_models
+from loopback import free_port
 from tiny_models import tiny_model, tiny_tokenizer
 
 from course_lib import client
@@ -128,12 +129,6 @@ def test_a_wrong_hosted_key_is_said(server: Engine, monkeypatch: pytest.MonkeyPa
 
 
 # A server by URL ---------------------------------------------------------------------------------
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def test_an_unreachable_url_is_said_within_ten_seconds(monkeypatch: pytest.MonkeyPatch):

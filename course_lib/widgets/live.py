@@ -64,7 +64,7 @@ class LiveTraining:
             self._finish.set()  # an interrupted cell must not leave the thread training
             self._enable()
         await asyncio.sleep(0)  # the last step's update
-        self._redraw()
+        self.picture.value = ""  # the lasting picture follows, for readers without widgets, too
         show(self.figure())
         return result
 

@@ -10,9 +10,11 @@ process, and run the client against a local server.
 
 from __future__ import annotations
 
+import importlib.util
 import re
 from importlib.metadata import version as installed
 from pathlib import Path
+from typing import Any
 
 from course_lib.config import DeployConfig
 from course_lib.errors import CourseError
@@ -184,3 +186,23 @@ def write_modal_files(folder: str | Path, config: DeployConfig, name: str, versi
     app = HEAD + (CPU_APP if cpu else GPU_APP) + TAIL
     Path(folder, "modal_app.py").write_text(app.format(**facts), encoding="utf-8")
     Path(folder, "modal_client.py").write_text(CLIENT.format(**facts), encoding="utf-8")
+
+
+def read_modal_app(file: str | Path) -> dict[str, Any]:
+    """What the `modal.App` in a generated file asks of Modal; the file is run, Modal is not called.
+
+    Modal has no public reader for a function that was not deployed: `_spec_` is what its own client
+    sends.
+    """
+    found = importlib.util.spec_from_file_location("generated_modal_app", file)
+    assert found is not None and found.loader is not None, file
+    module = importlib.util.module_from_spec(found)
+    found.loader.exec_module(module)
+    spec = module.serve._spec_
+    return {
+        "app": module.app.name,
+        "gpu": spec.gpus,
+        "cpu": spec.cpu,
+        "volumes": list(spec.volumes),
+        "secrets": len(spec.secrets),
+    }

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 
 from course_lib.plots import bars, chat, curves, estimators, groups, heat, lora, ratios, scatter
+from course_lib.plots import merge as merges
+from course_lib.plots import serving as servings
 from course_lib.plots.tokens import LINE, layout, shown, token_strip, value_strip
 from course_lib.plots.words import description
 
@@ -58,6 +60,12 @@ def every_figure():
         "sweep": lora.sweep_figure({(8, 1e-3): 1.0, (8, 1e-2): math.nan}, (8, 1e-3)),
         "lora_run": lora.lora_run_figure(RUNS, (8, 16.0, 1e-2)),
         "agreement": scatter.agreement_figure([0, 1], {"merged": [0, 1], "base": [1, 1]}, "T"),
+        "matrices": merges.matrices_figure({"W": [[1.0, -2.0]], "change": [[0.0, 0.1]]}, "T"),
+        "wrong_merges": merges.wrong_merges_figure({"right": 0.0, "wrong": 30.0}, 1e-3, "T"),
+        "rounding": merges.rounding_figure([0.1, 0.001], [0.0, 0.9], [0.1, 1.2], "T"),
+        "timeline": servings.timeline_figure(
+            {"in turn": [(0, 1, 2), (2, 2.5, 3)], "at once": [(0, 1.5, 2.5), (0, 1.6, 2.4)]}, "T"
+        ),
         "chat": chat.chat_figure("How much?", {"base": "no $ idea\n" * 30, "SFT": ""}),
     }
 
@@ -273,3 +281,36 @@ def test_plots_never_import_torch():
     imports = "; ".join(f"import course_lib.plots.{name}" for name in modules)
     code = f"import sys; {imports}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
+
+
+# --- lesson 09
+
+
+def test_matrices_share_one_colour_scale_so_that_a_small_change_looks_small():
+    images = [axes.images[0] for axes in FIGURES["matrices"].axes if axes.images]
+    assert [image.get_array().tolist() for image in images] == [[[1.0, -2.0]], [[0.0, 0.1]]]
+    assert {image.get_clim() for image in images} == {(-2.0, 2.0)}
+
+
+def test_a_merge_beyond_the_tolerance_is_hatched_and_its_bar_ends_at_its_error():
+    right, wrong = FIGURES["wrong_merges"].axes[0].patches
+    assert (right.get_hatch(), wrong.get_hatch()) == ("", "//")
+    assert wrong.get_x() + wrong.get_width() == pytest.approx(30.0)
+    assert [t.get_text() for t in FIGURES["wrong_merges"].axes[0].texts][:2] == [
+        "0.0e+00",
+        "3.0e+01",
+    ]
+
+
+def test_rounding_shows_unmoved_weights_and_the_logits_error_by_the_size_of_the_change():
+    unmoved, error, _ = FIGURES["rounding"].axes[0].lines
+    assert unmoved.get_xydata().tolist() == [[0.1, 0.0], [0.001, 0.9]]
+    assert error.get_ydata().tolist() == [0.1, 1.2]
+    assert FIGURES["rounding"].axes[0].get_ylim()[1] > 1.2
+
+
+def test_a_timeline_has_a_waiting_line_and_a_bar_for_every_call():
+    in_turn = FIGURES["timeline"].axes[0]
+    assert [line.get_xdata().tolist() for line in in_turn.lines] == [[0, 1], [2, 2.5]]
+    assert [(bar.get_x(), bar.get_width()) for bar in in_turn.patches] == [(1, 1), (2.5, 0.5)]
+    assert "at once: the last answer ends at 2.5 s." in description(FIGURES["timeline"])

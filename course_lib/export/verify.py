@@ -67,7 +67,7 @@ def verify_merge(
         effect=(merged_logits - base_logits).abs().max().item(),
         tolerance=_tolerance(base, adapter_logits),
         tensors=compared,
-        service_error_nats=_service_error(model, probe),
+        service_error_nats=service_error(model, probe),
     )
     _judge(found, str(merged))
     return found
@@ -81,9 +81,9 @@ def _judge(found: Verification, place: str) -> None:
     if found.effect <= found.error:
         finding = f"the model is not told apart from the base (logits move by {found.effect:.2g})"
         raise CourseError(place, finding, "deploy a checkpoint that was trained")
-    service_error = found.service_error_nats
-    if service_error is not None and not service_error <= SERVICE_TOLERANCE_NATS:
-        finding = f"its logprobs differ from the service's by {service_error:.2g} nats a token"
+    apart = found.service_error_nats
+    if apart is not None and not apart <= SERVICE_TOLERANCE_NATS:
+        finding = f"its logprobs differ from the service's by {apart:.2g} nats a token"
         raise CourseError(place, finding, "merge into the base that the adapter was trained on")
 
 
@@ -198,7 +198,7 @@ def _probe_ids(base: BaseFolder) -> torch.Tensor:
     return torch.randint(vocabulary, (PROBE_ROWS, PROBE_TOKENS), generator=generator)  # (B, T)
 
 
-def _service_error(model: torch.nn.Module, probe: dict[str, Any] | None) -> float | None:
+def service_error(model: torch.nn.Module, probe: dict[str, Any] | None) -> float | None:
     """Mean |difference| between the model's and the service's logprobs of tokens 1 ... T-1."""
     if not probe:
         return None

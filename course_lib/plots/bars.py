@@ -77,7 +77,8 @@ def stacked_figure(
             above = [a + max(v, 0) for v, a in zip(values, above, strict=True)]
             below = [b + min(v, 0) for v, b in zip(values, below, strict=True)]
         totals = [a + b for a, b in zip(above, below, strict=True)]
-        axes.plot(totals, list(rows), marker="D", linestyle="", color=INK, label="sum")
+        look = {"marker": "D", "linestyle": "", "color": INK, "clip_on": False}
+        axes.plot(totals, list(rows), label="sum", **look)
         axes.axvline(0, color=INK, linewidth=0.8)
         axes.set_yticks(rows, [_short(name) for name in names], fontsize=8)
         axes.invert_yaxis()

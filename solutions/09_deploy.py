@@ -342,8 +342,8 @@ for name, model in (("right base", merges["merged"]), ("stale base", merges["sta
 # that distance is rounded away, and the weight stays exactly as it was.
 #
 # Our change is large: a tiny model, a high learning rate. We make it smaller, as it would be after
-# a gentle fine-tune. **Predict**: at a thousandth of its size, how many weights still move? And what
-# becomes of the logits?
+# a gentle fine-tune. **Predict**: at a thousandth of its size, how many weights still move? And
+# what becomes of the logits?
 
 # %% id="rounding-run"
 from course_lib.plots.merge import rounding_figure

@@ -1,0 +1,175 @@
+"""What the experiments measured, as tables and figures: data/results/README.md and its pictures.
+
+    python data/experiments/tables.py         # reads data/results/*.json; runs nothing
+
+Also writes the table of discovery into the base model's card. The tests fail when a table is not
+what this script makes of the stored results.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import statistics
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from course_lib.plots.seeds import seeds_figure
+from course_lib.plots.style import save_figure
+from course_lib.plots.words import description
+
+DATA = Path(__file__).resolve().parent.parent
+RESULTS = DATA / "results"
+CARD = DATA / "base-model" / "README.md"
+CARD_BLOCK = re.compile(r"(<!-- discovery -->\n).*?(<!-- end -->)", re.DOTALL)
+Arms = dict[str, list[float]]
+
+
+def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def percent(value: float) -> str:
+    return f"{value:.1%}".replace("%", " %")
+
+
+def by_seed(arms: Arms, shown: Callable[[float], str] = percent) -> str:
+    """One line per arm, one column per seed, then mean and median."""
+    count = len(next(iter(arms.values())))
+    head = ["", *(f"seed {number}" for number in range(count)), "mean", "median"]
+    rows = [
+        [
+            name,
+            *map(shown, values),
+            shown(statistics.fmean(values)),
+            shown(statistics.median(values)),
+        ]
+        for name, values in arms.items()
+    ]
+    return markdown(head, rows)
+
+
+def discovery(found: dict[str, Any]) -> tuple[str, Arms]:
+    """Sampled and greedy accuracy and the share of worked answers, stage by stage."""
+    names = {"base": "base, chat format", "sft": "SFT", "rl": "SFT, then GRPO"}
+    arms = {
+        f"{name}, {words}": [row[stage][key] for row in found["seeds"]]
+        for stage, name in names.items()
+        for key, words in (
+            ("accuracy", "sampled"),
+            ("greedy_accuracy", "greedy"),
+            ("worked_share", "worked answers"),
+        )
+    }
+    arms["GRPO without SFT, sampled"] = [row["without_sft"]["accuracy"] for row in found["seeds"]]
+    text = (
+        f'Preset {found["preset"]}, {found["problems"]} held-out sums of three numbers; "sampled" '
+        "is at temperature 1. The reward pays for right answers only."
+    )
+    return f"{text}\n\n{by_seed(arms)}", arms
+
+
+def preferences(found: dict[str, Any]) -> tuple[str, Arms]:
+    """Reward model, and what GRPO and DPO made of the same preferences."""
+    seeds = found["seeds"]
+    arms = {"reward model: held-out pairs right": [s["reward_model"]["accuracy"] for s in seeds]}
+    for name, words in (("grpo", "tournament GRPO"), ("dpo", "DPO")):
+        arms[f"{words}: win rate against SFT"] = [s[name]["win_rate"] for s in seeds]
+        arms[f"{words}: quality"] = [s[name]["quality"] for s in seeds]
+    arms["SFT: quality"] = [s["sft"]["quality"] for s in seeds]
+    text = (
+        f"Village questions, {found['problems']} of them held out. The tournament's judge is the "
+        "reward model; win rate and quality come from a rule that nothing was trained on "
+        "(`village_quality`; a draw counts half)."
+    )
+    return f"{text}\n\n{by_seed(arms)}", arms
+
+
+def hacking(found: dict[str, Any]) -> tuple[str, Arms]:
+    """Reward and true quality of both arms, first and last step."""
+    arms = {}
+    for arm, words in (("proxy", f"proxy `{found['proxy']}`"), ("repaired", "repaired reward")):
+        runs = [row[arm] for row in found["seeds"]]
+        arms[f"{words}: reward, last step"] = [run["reward"][-1] for run in runs]
+        arms[f"{words}: true quality, last step"] = [run["quality"][-1] for run in runs]
+    arms["true quality, first step"] = [row["proxy"]["quality"][0] for row in found["seeds"]]
+    steps = len(found["seeds"][0]["proxy"]["reward"])
+    text = (
+        f"{steps} GRPO steps on village questions, both arms from one SFT model. True quality is "
+        "a rule that neither reward is made of."
+    )
+    return f"{text}\n\n{by_seed(arms, '{:.2f}'.format)}", arms
+
+
+def staleness(found: dict[str, Any]) -> tuple[str, Arms]:
+    """Accuracy by loss and delay; then what the ratios looked like."""
+    runs = [row["runs"] for row in found["seeds"]]
+    names = [
+        f"{each['loss_fn']}, {each['delay']} late" if each["delay"] else "on time"
+        for each in runs[0]
+    ]
+    arms = {name: [run[at]["accuracy"] for run in runs] for at, name in enumerate(names)}
+    watched = {
+        "ratio/ess": "effective sample size",
+        "ratio/clipped_up": "above the clip range, A > 0",
+        "ratio/clipped_down": "below it, A < 0",
+    }
+    rows = [
+        [name, *(percent(statistics.fmean(run[at][key] for run in runs)) for key in watched)]
+        for at, name in enumerate(names)
+    ]
+    text = (
+        f"{found['steps']} steps; every step trains on the batch sampled that many steps before. "
+        f"Accuracy on {found['problems']} held-out sums at temperature 1."
+    )
+    shares = markdown(["mean over the second half", *watched.values()], rows)
+    return f"{text}\n\n{by_seed(arms)}\n\n{shares}", arms
+
+
+SECTIONS = {
+    "discovery": ("Worked answers are discovered", "share", discovery),
+    "preferences": ("Preferences: reward model, tournament, DPO", "share or quality", preferences),
+    "hacking": ("A reward that is hacked, and its repair", "reward or quality", hacking),
+    "staleness": ("Rollouts trained late", "held-out accuracy", staleness),
+}
+
+
+def make(folder: Path) -> tuple[str, str]:
+    """Write the figures into `folder`; return the README's text and the card's table."""
+    parts = [
+        "# Results\n",
+        "Made by `python data/experiments/tables.py` from the JSON files beside it; each names the "
+        "command that measured it. Five seeds each, on two CPU cores.\n",
+    ]
+    card = ""
+    for name, (title, unit, table) in SECTIONS.items():
+        file = RESULTS / f"{name}.json"
+        if not file.exists():
+            continue
+        found = json.loads(file.read_text(encoding="utf-8"))
+        text, arms = table(found)
+        figure = seeds_figure(arms, title, unit)
+        save_figure(figure, folder / f"{name}.png", description(figure))
+        seconds = [row["seconds"] for row in found["seeds"] if "seconds" in row]
+        time = f", {statistics.median(seconds):.0f} s a seed" if seconds else ""
+        source = f"`{found['command']}`{time} → `{name}.json`"
+        picture = f"![{description(figure)}]({name}.png)"
+        parts.append(f"## {title}\n\n{source}\n\n{text}\n\n{picture}\n")
+        if name == "discovery":
+            card = f"{text}\n\n(`{found['command']}`)\n"
+    return "\n".join(parts), card
+
+
+def main() -> None:
+    text, card = make(RESULTS)
+    (RESULTS / "README.md").write_text(text, encoding="utf-8")
+    old = CARD.read_text(encoding="utf-8")
+    CARD.write_text(CARD_BLOCK.sub(lambda m: m[1] + card + m[2], old), encoding="utf-8")
+    print(f"{RESULTS / 'README.md'} and the card in {CARD} are up to date")
+
+
+if __name__ == "__main__":
+    main()

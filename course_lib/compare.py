@@ -23,7 +23,14 @@ from course_lib.config import find_file
 from course_lib.conversations import Message
 from course_lib.errors import CourseError
 from course_lib.metrics import bootstrap_interval
-from course_lib.rewards import BatchReward, Problem, Reward, correct, score_completions
+from course_lib.rewards import (
+    BatchReward,
+    Problem,
+    Reward,
+    correct,
+    score_completions,
+    stated_answer,
+)
 
 if TYPE_CHECKING:
     from course_lib.client import CourseService
@@ -78,9 +85,10 @@ def compare(
     max_tokens: int = MAX_TOKENS,
     on_progress: Progress | None = None,
 ) -> Comparison:
-    """Ask both sides every problem. Without `reward` the answers are checked where all have one."""
-    if reward is None and all(problem.answer is not None for problem in problems):
-        reward = correct
+    """Ask both sides every problem.
+
+    Without `reward` those with an answer are checked against it, and only they are judged.
+    """
     sides = {}
     for name in (a, b):
         sides[name] = _answers(name, problems, service, max_tokens, on_progress)
@@ -88,10 +96,16 @@ def compare(
     for i, problem in enumerate(problems):
         (text_a, seconds_a), (text_b, seconds_b) = sides[a][i], sides[b][i]
         rows.append(Row(problem.messages[-1].content, text_a, text_b, seconds_a, seconds_b))
-    if reward is None:
+    chosen = [i for i, p in enumerate(problems) if reward is not None or p.answer is not None]
+    if not chosen:
         return Comparison(a, b, rows, None, None, None)
-    scores = score_completions(reward, problems, [[row.a, row.b] for row in rows])
-    return judged(a, b, rows, [(one.value, other.value) for one, other in scores])
+    texts = [[rows[i].a, rows[i].b] for i in chosen]
+    scores = score_completions(reward or correct, [problems[i] for i in chosen], texts)
+    pairs = [(one.value, other.value) for one, other in scores]
+    found = judged(a, b, [rows[i] for i in chosen], pairs)
+    for i, row in zip(chosen, found.rows, strict=True):
+        rows[i] = row
+    return replace(found, rows=rows)
 
 
 def judged(a: str, b: str, rows: list[Row], scores: list[tuple[float, float]]) -> Comparison:
@@ -108,7 +122,8 @@ def judged(a: str, b: str, rows: list[Row], scores: list[tuple[float, float]]) -
 def read_prompts(path: str | Path) -> list[Problem]:
     """Problems from JSONL: {"prompt": "..."} or {"messages": [...]}, and "answer" if there is one.
 
-    A conversation that ends with an assistant message is asked without it.
+    A conversation that ends with an assistant message is asked without it; a number that this
+    message gives as "the answer" is what the two sides are checked against.
     """
     problems = []
     try:
@@ -132,11 +147,12 @@ def _problem(line: str, place: str) -> Problem:
     except (ValueError, KeyError, TypeError):
         remedy = 'write {"prompt": "..."} or {"messages": [...]}'
         raise CourseError(place, "holds no prompt", remedy) from None
+    answer = row.get("answer")
     if messages and messages[-1].role == "assistant":
-        messages = messages[:-1]
+        reply = messages.pop().content
+        answer = stated_answer(reply)[0] if answer is None else answer
     if not messages:
         raise CourseError(place, "nothing is asked", "add a user message")
-    answer = row.get("answer")
     return Problem(tuple(messages), None if answer is None else str(answer), id=place)
 
 

@@ -102,6 +102,25 @@ def test_prompts_are_read_in_both_forms(tmp_path):
     assert (second.messages, second.answer) == ((Message("user", "x"),), None)
 
 
+def test_a_reply_that_states_a_number_is_what_the_sides_are_checked_against(tmp_path):
+    """So the shipped held-out conversations give a win rate without a file of answers."""
+    asked = {"role": "user", "content": "1 + 1?"}
+    replies = ["1 + 1 = 2. The answer is 2.", "Mira keeps a goat."]
+    rows = [{"messages": [asked, {"role": "assistant", "content": reply}]} for reply in replies]
+    path = tmp_path / "p.jsonl"
+    path.write_text("\n".join(map(json.dumps, [*rows, rows[0] | {"answer": 3}])))
+    assert [problem.answer for problem in read_prompts(path)] == ["2", None, "3"]
+    assert all(problem.messages == (Message("user", "1 + 1?"),) for problem in read_prompts(path))
+
+
+def test_where_only_some_prompts_have_an_answer_only_these_are_judged(folders):
+    one, two = map(str, folders)
+    unknown = Problem((Message("user", "Hello"),))
+    found = compare(one, two, [unknown, *PROBLEMS], max_tokens=4)
+    assert len(found.rows) == 1 + len(PROBLEMS) == 1 + sum(found.wins_ties_losses)
+    assert [row.score_a is None for row in found.rows] == [True] + [False] * len(PROBLEMS)
+
+
 @pytest.mark.parametrize("line", ["{", "[]", '{"x": 1}', '{"messages": [{"role": "user"}]}'])
 def test_a_bad_prompt_is_told_by_its_line(tmp_path, line):
     path = tmp_path / "p.jsonl"

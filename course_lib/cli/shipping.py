@@ -137,6 +137,13 @@ def _print_result(result: DeployResult, out: Path) -> None:
 
     known = "was finished already" if result.reused else f"made in {result.seconds:.0f} s"
     print(f"{result.version.name} {known}; it is the adapter, merged, and passed the smoke test")
+    proof, rules = result.record["verification"], result.record["serving_rules"]
+    print(
+        f"logits differ from the adapter's by at most {proof['error']:.1e} (allowed "
+        f"{proof['tolerance']:.0e}), from the base's by up to {proof['effect']:.1e}"
+    )
+    kept = sum(rule["kept"] for rule in rules)
+    print(f"{kept} of {len(rules)} documented rules of vLLM and SGLang kept (read off, not run)")
     app = result.version / "modal_app.py"
     print_paths({"model": result.model, "adapter": result.adapter, "Modal app": app})
     print_commands(["posttrain", "serve", str(out)], ["modal", "run", str(app)])

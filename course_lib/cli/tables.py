@@ -113,6 +113,8 @@ def print_comparison(found: Comparison, shown: int = 5) -> None:
         f"B wins {percent(found.win_rate_b)} ({100 * low:.0f}-{100 * high:.0f} %): "
         f"{wins} won, {ties} tied, {losses} lost"
     )
+    if skipped := len(found.rows) - wins - ties - losses:
+        print(f"Not judged: {skipped} prompts without an answer to check (--out FILE has all).")
 
 
 def print_paths(paths: Mapping[str, str | Path]) -> None:

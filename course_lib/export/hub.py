@@ -65,7 +65,7 @@ def upload(
         api.create_repo(repo, private=private, exist_ok=True)
         if private and not api.model_info(repo).private:
             finding = "this repository exists and is public"
-            raise CourseError(repo, finding, "choose another name, or say --public")
+            raise CourseError(repo, finding, "choose another name, or --set deploy.private=false")
         commit = api.upload_folder(
             repo_id=repo,
             folder_path=folder,

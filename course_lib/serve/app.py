@@ -87,8 +87,8 @@ def create_app(
 ) -> Starlette:
     """The ASGI app for a deploy folder, a model folder, or a model that is loaded already."""
     if len(key) < MIN_KEY:
-        remedy = "set POSTTRAIN_API_KEY, or leave it out to have one made"
-        raise CourseError("--key", f"shorter than {MIN_KEY} characters", remedy)
+        remedy = "set a longer one, or leave it out to have one made"
+        raise CourseError("POSTTRAIN_API_KEY", f"shorter than {MIN_KEY} characters", remedy)
     served = Served(model, limits or ServeLimits())
 
     @contextlib.asynccontextmanager

@@ -161,7 +161,8 @@ graders = {
     "library": lambda text: correct(asked, text).value,
 }
 paid = [[float(grade(text)) for grade in graders.values()] for text in GALLERY]
-show(heat_map(paid, "Who pays?", "grader", "", "reward", rows=GALLERY, columns=list(graders)))
+columns = list(graders)
+show(heat_map(paid, "Who pays?", "grader", "completion", "reward", rows=GALLERY, columns=columns))
 
 # %% [markdown] id="grader-lesson"
 # Only the first three completions answer 129. Both naive graders also pay for a list of numbers: a
@@ -309,7 +310,7 @@ margin = [row["preference/margin"] for row in trained.metrics]
 names = ("loss (nats per pair)", "margin (nats)")
 show(two_curves_figure(losses, margin, names, "The reward model learns from 8 pairs a step"))
 measured("the first loss, by the engine:", losses[0])
-band("They agree", abs(losses[0] - predicted) < 0.01)
+band("Your loss and the engine's agree", abs(losses[0] - predicted) < 0.01)
 
 # %% [markdown] id="judge-question"
 # ## How far can it be trusted?
@@ -343,20 +344,23 @@ bars = {"untrained": list(before_by.values()), "trained": list(after_by.values()
 show(shares_figure(list(after_by), bars, "Held-out pairs: how often is the judge right?"))
 accuracy = sum(chance > 0.5 for chance in after) / len(after)
 measured("held-out pairs judged right:", accuracy, "%")
-band("At least three pairs in four", accuracy >= 0.75)
-band("On truth it is worse than a coin", after_by["true instead of false"] < 0.5)
+band("The reward model is right on three held-out pairs in four", accuracy >= 0.75)
+band("On truth the reward model is worse than a coin", after_by["true instead of false"] < 0.5)
 
 # %% id="calibration-figure"
 from course_lib.plots.preferences import calibration_figure
 from course_lib.preferences import calibration
 
-show(calibration_figure(calibration(after), "Is it as right as it is sure?"))
+bins = calibration(after)
+show(calibration_figure(bins, "Is it as right as it is sure?"))
+sure, right, _ = max(bins, key=lambda each: each[2])
+band("In its largest bin the judge is surer than right", sure > right)
 
 # %% [markdown] id="truth-note"
-# On manners it is nearly perfect, and on truth *worse than a coin*. In many of those pairs the true
-# reply is plain and the false one polite. When it is most sure it is less often right than it says:
-# the lies are in that bin, among all that it does well. Let us ask directly, for all eighteen
-# villagers: a plain truth against a polite lie. **Predict** how many lies win.
+# On manners it is nearly perfect, and on truth *worse than a coin*. In many of those pairs the
+# true reply is plain and the false one polite. The calibration hints at it: most pairs lie in one
+# bin, in which the judge is surer than right, and that is where the lies are. Let us ask directly,
+# for all eighteen villagers: a plain truth against a polite lie. **Predict** how many lies win.
 
 # %% id="polite-lies"
 duels = []
@@ -368,7 +372,7 @@ for villager, other in zip(VILLAGERS, VILLAGERS[1:] + VILLAGERS[:1], strict=True
 trained_judge = judge_by_strength(strengths)
 lies_won = sum(chance < 0.5 for chance in trained_judge(duels))
 measured("polite lies that beat a plain truth, of 18:", lies_won)
-band("Most of them win", lies_won > 12)
+band("Most polite lies win", lies_won > 12)
 
 # %% [markdown] id="truth-lesson"
 # It has learnt what was easiest to see: courtesy decides six of the seven kinds of pair, and truth
@@ -387,14 +391,17 @@ band("Most of them win", lies_won > 12)
 # $j$.
 
 # %% id="win-matrix"
+from textwrap import shorten
+
 from course_lib.judges import win_matrix
 
 texts = [rollout.text for rollout in group.rollouts]
 wins = win_matrix(trained_judge, group.problem, texts)
-rows = [f"{i} {text[:36]}" for i, text in enumerate(texts)]
+rows = [f"{i} {shorten(text, 36, placeholder=' ...')}" for i, text in enumerate(texts)]
 numbers = [str(i) for i in range(GROUP_SIZE)]
 title = "The trained judge: who beats whom?"
-show(heat_map(wins, title, "shown second", "", "P(row wins)", rows=rows, columns=numbers))
+look = {"rows": rows, "columns": numbers, "limits": (0, 1)}
+show(heat_map(wins, title, "shown second", "shown first", "P(row wins)", **look))
 
 # %% [markdown] id="tournament-exercise"
 # **Write the tournament.** `first_wins_G_G[i][j]` says whether `i` won when it was shown first and
@@ -431,7 +438,7 @@ base_sampler = service.create_sampling_client(base_model=service.base_model).res
 asked_judge = judge_by_asking(base_sampler, tokenizer)
 asked_wins = win_matrix(asked_judge, group.problem, texts)
 title = "The base model, asked: who beats whom?"
-show(heat_map(asked_wins, title, "shown second", "", "P(row wins)", rows=rows, columns=numbers))
+show(heat_map(asked_wins, title, "shown second", "shown first", "P(row wins)", **look))
 
 # %% [markdown] id="position-note"
 # The diagonal is a reply against itself, where an honest judge says 0.5. The **position bias** is
@@ -441,8 +448,8 @@ show(heat_map(asked_wins, title, "shown second", "", "P(row wins)", rows=rows, c
 some = [Duel(Problem(pair.prompt), pair.chosen, pair.rejected) for pair in heldout_pairs[:30]]
 bias = {"trained": position_bias(trained_judge, some), "asked": position_bias(asked_judge, some)}
 for name, value in bias.items():
-    measured(f"position bias of the {name} judge:", value)
-band("The trained judge has none", abs(bias["trained"]) < 1e-6)
+    measured(f"position bias of the {name} judge:", round(value, 3) + 0)
+band("The trained judge has no position bias", abs(bias["trained"]) < 1e-6)
 band("The judge that is asked nearly always says A", bias["asked"] > 0.3)
 
 # %% [markdown] id="one-order-question"
@@ -463,17 +470,17 @@ once = [
 ]
 rewards = {
     "asked once": [sum(row[:i] + row[i + 1 :]) / (GROUP_SIZE - 1) for i, row in enumerate(once)],
-    "both orders": tournament_rewards(asked_table),
+    "asked both ways": tournament_rewards(asked_table),
     "trained judge": tournament_rewards(as_table(wins)),
 }
 table = [list(each) for each in zip(*rewards.values(), strict=True)]
-title = "What each reply is paid"
-show(heat_map(table, title, "", "", "reward", rows=rows, columns=list(rewards)))
+look = {"rows": rows, "columns": list(rewards), "limits": (0, 1)}
+show(heat_map(table, "What each reply is paid", "judge", "reply", "reward", **look))
 band(
     "Asked once, the first is paid more than the last",
     rewards["asked once"][0] > rewards["asked once"][-1] + 0.5,
 )
-spread = max(rewards["both orders"]) - min(rewards["both orders"])
+spread = max(rewards["asked both ways"]) - min(rewards["asked both ways"])
 band("Asked in both orders, they are paid nearly alike", spread < 0.35)
 
 # %% [markdown] id="position-lesson"
@@ -481,7 +488,9 @@ band("Asked in both orders, they are paid nearly alike", spread < 0.35)
 # are not dead, and the advantages look healthy. Asked in both orders, the bias cancels, and what
 # remains is the truth about this judge: it has hardly an opinion. (Large models have one, and a
 # smaller bias, and it is there: Zheng et al. 2023, "Judging LLM-as-a-Judge".) The library's
-# `tournament_reward` always asks both orders, and reports the bias as a part of the score.
+# `tournament_reward` always asks both orders, and reports the bias as a part of the score. It also
+# adds up the probabilities instead of counting wins: a count pays replies apart that the judge
+# finds nearly alike.
 #
 # ## A reward that looks sensible
 #
@@ -513,6 +522,9 @@ reward_designer(list(REPLIES), parts, {"length": 0.5, "polite": 0.5}).show()
 # %% [markdown] id="hacking-question"
 # ## What does a policy make of it?
 #
+# There is such a setting, with a large weight on *true*. Suppose that we had not thought of it, or
+# had no way to check the truth, and trained on length and politeness.
+#
 # You have seen the hole; the policy has not. It starts from SFT and has never said "Thank you for
 # asking" ten times. **Predict**: draw two curves over fourteen steps of GRPO, the reward that is
 # paid, and the true quality that nobody pays. Do they rise together? Until when?
@@ -538,9 +550,9 @@ def watched(reward):
 
 
 proxy_arm = service.create_training_client_from_state(start).result()
-options = {"tokenizer": tokenizer, "seed": 0}
+reward = watched(proxy)
 gamed = await LiveTraining().run(
-    train_grpo, proxy_arm, village, rl_config, reward=watched(proxy), **options
+    train_grpo, proxy_arm, village, rl_config, tokenizer=tokenizer, reward=reward, seed=0
 )
 
 # %% id="hacking-figure"
@@ -558,16 +570,17 @@ for rollout in gamed.groups[0].rollouts[:2]:
     quote(
         rollout.text, f"paid {rollout.score.value:.2f}, worth {rollout.score.parts['quality']:.2f}"
     )
-band("The reward rose by more than 0.4", paid[-1] > paid[0] + 0.4)
-band("Quality rose at first", max(quality) > quality[0] + 0.1)
-band("Then it fell again, by more than 0.2", quality[-1] < max(quality) - 0.2)
+band("Gamed: the reward rose by more than 0.4", paid[-1] > paid[0] + 0.4)
+band("Gamed: quality rose at first", max(quality) > quality[0] + 0.1)
+band("Gamed: then quality fell again, by more than 0.2", quality[-1] < max(quality) - 0.2)
 
 # %% [markdown] id="hacking-lesson"
 # At first the two rise together: polite replies *are* better than curt ones. That is why the reward
 # looked sensible, and why a short test would have passed it. Then the cheapest way to more reward
 # leads away from what was meant. Nothing in the training curve shows the turn: it rises, smoothly.
 # (Goodhart's law; measured for reward models by Gao et al. 2022, "Scaling Laws for Reward Model
-# Overoptimization".)
+# Overoptimization".) Look at the dead groups in the dashboard, too: once every reply earns the
+# full reward, there is nothing to prefer, and the model stays where it is.
 #
 # ## Repair it
 #
@@ -612,7 +625,8 @@ def repaired(problem, text):
 
 
 control_arm = service.create_training_client_from_state(start).result()
-controlled = train_grpo(control_arm, village, rl_config, reward=watched(repaired), **options)
+reward = watched(repaired)
+controlled = train_grpo(control_arm, village, rl_config, tokenizer=tokenizer, reward=reward, seed=0)
 
 # %% id="arms-figure"
 arms = {"longer and politer": curves_of(gamed), "repaired": curves_of(controlled)}
@@ -651,21 +665,23 @@ for name, groups_of in ends.items():
     replies = [(each.problem, rollout.text) for each in groups_of for rollout in each.rollouts]
     liked[name] = sum(strengths(replies)) / len(replies)
     measured(f"{name}: mean score by the reward model", liked[name])
-band("It prefers the repaired replies", liked["repaired"] > liked["gamed"] + 0.5)
+band("The reward model prefers the repaired replies", liked["repaired"] > liked["gamed"] + 0.5)
 
 # %% [markdown] id="judge-on-arms-lesson"
 # It would: repetition is something that it has seen. A learnt reward is blind where its pairs are
 # blind (truth), and sharp where they are sharp. A rule is blind where its author was. That is why
 # they are combined, and why neither replaces reading.
 #
-# The training loop itself can raise an alarm, if it knows the truth: `posttrain diagnose` compares
-# what is paid with what is right.
+# One alarm costs nothing: `diagnose` reads the metrics of a run (lesson 10 is about it). It saw the
+# length, or the share of right answers. It cannot know what you meant.
 
 # %% id="diagnose"
 from course_lib.diagnosis import diagnose
 
-print("longer and politer:", [found.kind for found in diagnose(gamed.metrics)])
-print("repaired:          ", [found.kind for found in diagnose(controlled.metrics)])
+for finding in diagnose(gamed.metrics):
+    quote(f"{finding.finding}: {finding.remedy}", "longer and politer")
+band("The loop has something to say about the gamed arm", len(diagnose(gamed.metrics)) > 0)
+band("The loop has something to say about the repaired arm", len(diagnose(controlled.metrics)) > 0)
 
 # %% [markdown] id="own-question"
 # ## Your own problems, your own reward

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from course_lib.plots.heat import heat_map
 from course_lib.plots.preferences import arms_figure, calibration_figure
 from course_lib.plots.words import description
 
@@ -39,10 +40,21 @@ def test_each_arm_has_a_panel_with_what_was_paid_and_what_was_wanted():
         assert axes.lines[0].get_linestyle() != axes.lines[1].get_linestyle()
 
 
-def test_the_arms_share_one_scale_so_that_they_can_be_compared():
+def test_the_arms_share_one_scale_from_zero_in_which_every_point_is_seen():
+    """The scale was fixed when the first panel was drawn, and cut the second one's curves off."""
     limits = {axes.get_ylim() for axes in FIGURES["arms"].axes}
     assert len(limits) == 1
-    assert limits.pop()[0] == 0
+    low, high = limits.pop()
+    assert low == 0
+    assert high > max(max(paid + wanted) for paid, wanted in ARMS.values())
+
+
+def test_two_heat_maps_with_the_same_limits_share_their_colours():
+    """A judge that always says 0.998 was drawn in every colour, as if it had opinions."""
+    figure = heat_map([[0.998, 0.999]], "T", "x", "y", "P", limits=(0, 1))
+    assert figure.axes[0].images[0].get_clim() == (0, 1)
+    plain = heat_map([[0.998, 0.999]], "T", "x", "y", "P")
+    assert plain.axes[0].images[0].get_clim() == (0.998, 0.999)
 
 
 def test_the_words_give_the_ends_of_every_curve():

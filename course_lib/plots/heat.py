@@ -26,12 +26,17 @@ def heat_map(
     columns: Sequence[str] | None = None,
     signed: bool = False,
     digits: int = 2,
+    limits: tuple[float, float] | None = None,
 ) -> Figure:
-    """A matrix as colours and numbers; `signed` puts 0 in the middle (blue above, red below)."""
+    """A matrix as colours and numbers; `signed` puts 0 in the middle (blue above, red below).
+
+    `limits` are the ends of the colours, so that two maps can be compared; by default those of the
+    values.
+    """
     values = [[float(value) for value in row] for row in matrix]
     flat = [value for row in values for value in row]
     bound = max((abs(value) for value in flat), default=1.0) or 1.0
-    low, high = (-bound, bound) if signed else (min(flat), max(flat))
+    low, high = limits or ((-bound, bound) if signed else (min(flat), max(flat)))
     height = min(4.8, max(1.9, 0.34 * len(values) + 1.2))
     with course_style():
         figure, axes = new_figure(size=(7.2, height))

@@ -36,6 +36,7 @@ def calibration_figure(bins: Sequence[tuple[float, float, int]], title: str) -> 
             size = 4 + count**0.5  # points, so that the area grows with the count
             axes.plot([confidence], [right], color=BLUE, marker="o", markersize=size, alpha=0.8)
             beside = {"textcoords": "offset points", "fontsize": 8, "ha": "center"}
+            beside["bbox"] = {"facecolor": "white", "edgecolor": "none", "pad": 0.8}
             axes.annotate(str(count), (confidence, right), (0, size / 2 + 3), **beside)
         label(
             axes, title, "confidence (probability of its choice)", "share right (of so many pairs)"
@@ -69,8 +70,8 @@ def arms_figure(
             label(axes, "", "step", "mean of the step's answers" if axes is places[0][0] else "")
             axes.set_title(arm, pad=24, fontweight="normal")
             step_axis(axes)
-            axes.set_ylim(bottom=0)
             legend_above(axes)
+        places[0][0].set_ylim(bottom=0)  # shared, so only when every curve is drawn
         figure.suptitle(title, x=0.01, ha="left", fontsize=11, fontweight="bold")
     words = "; ".join(
         f"{arm}: " + ", ".join(f"{n} {span(list(v))}" for n, v in zip(names, curves, strict=True))

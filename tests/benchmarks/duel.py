@@ -83,7 +83,9 @@ class Contender:
             report = self.pipe.recv()
         except EOFError:
             tail = "\n".join(Path(self.log.name).read_text().splitlines()[-15:])
-            raise RuntimeError(f"{self.name} fell over:\n{tail}") from None
+            self.process.join(5)
+            code = self.process.exitcode
+            raise RuntimeError(f"{self.name} fell over (exit code {code}):\n{tail}") from None
         self.peak_mib = report.pop("peak_mib")
         seconds = report.pop("seconds")
         self.facts |= report

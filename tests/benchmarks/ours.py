@@ -25,7 +25,7 @@ def trainer(model: str):
     connected = service(model)
     return connected.create_lora_training_client(
         base_model=connected.base_model, rank=RANK, seed=0, train_unembed=False
-    )
+    ).result()
 
 
 def sft_rows(shape: str, batch: int, vocabulary: int = 1024) -> list[Row]:
@@ -78,7 +78,7 @@ def grpo(gate: Gate, model: str, prompts: int, group: int, tokens: int, length: 
     params = tinker.SamplingParams(max_tokens=tokens, temperature=1.0)
     while True:
         gate.lap()
-        sampler = client.save_weights_and_get_sampling_client()
+        sampler = client.save_weights_and_get_sampling_client().result()
         asked = [
             (prompt, sampler.sample(tinker.ModelInput.from_ints(prompt), group, params))
             for prompt in tokenizer(rng.sample(texts, prompts))["input_ids"]
@@ -100,7 +100,7 @@ def sample(gate: Gate, model: str, calls: int, tokens: int) -> None:
     import tinker
 
     connected = service(model)
-    client = connected.create_sampling_client(base_model=connected.base_model)
+    client = connected.create_sampling_client(base_model=connected.base_model).result()
     prompts = client.get_tokenizer()(questions(calls))["input_ids"]
     params = tinker.SamplingParams(max_tokens=tokens, temperature=1.0, stop=[])
     while True:

@@ -20,7 +20,7 @@ import_s = time.perf_counter() - began
 import tempfile
 from course_lib import connect
 service = connect("embedded", store=tempfile.mkdtemp(prefix="bench-store-"), quiet=True)
-client = service.create_sampling_client(base_model=service.base_model)
+client = service.create_sampling_client(base_model=service.base_model).result()
 prompt = client.get_tokenizer()("<|user|>What is 23 + 45 + 61?<|end|><|assistant|>")["input_ids"]
 params = tinker.SamplingParams(max_tokens=1)
 client.sample(tinker.ModelInput.from_ints(prompt), 1, params).result()

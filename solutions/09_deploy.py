@@ -236,13 +236,18 @@ from course_lib.rendering import parse_completion, render_prompt
 problem = environment.heldout(1, seed=0)[0]
 prompt = torch.tensor([render_prompt(problem.messages, tokenizer)])
 quote(f"{problem.messages[-1].content} (Right is {problem.answer}.)", "question")
+answers = {}
 for name, model in merges.items():
     tokens = model.generate(prompt, max_new_tokens=MAX_TOKENS, do_sample=False)[0]
-    quote(parse_completion(tokens[prompt.shape[1] :].tolist(), tokenizer), name)
+    answers[name] = parse_completion(tokens[prompt.shape[1] :].tolist(), tokenizer)
+    quote(answers[name], name)
+right = [name for name, text in answers.items() if environment.grade(problem, text).value]
+band("A wrong merge gives the right answer", len(right) > 1)
+band("With half of the change it answers at once", "=" not in answers["no scale"])
 
 # %% [markdown] id="logits-question"
 # Only one of the wrong ones is visibly broken. Half of the change gives a model that is half
-# trained: it answers as SFT did, at once. Three even give the right answer.
+# trained: it answers as SFT did, at once. And some give the right answer.
 #
 # Reading answers is not enough. Compare **logits** instead, the numbers before any sampling. The
 # reference is the adapter beside the base, two paths, as `peft` computes it.
@@ -562,7 +567,7 @@ show(timeline_figure(scenarios, f"{CALLS} streaming chats"))
 for name, calls in scenarios.items():
     measured(f"{name}: median wait for the first token", sorted(f - a for a, f, _ in calls)[8], "s")
     measured(f"{name}: end of the last answer", max(end for _, _, end in calls), "s")
-band("At once, all are served sooner", max(at_once)[2] < in_turn[-1][2])
+band("At once, all are served sooner", max(end for *_, end in at_once) < in_turn[-1][2])
 
 # %% [markdown] id="load-lesson"
 # A caller who is alone gets the first token soonest. But callers do not take turns: in the left
@@ -630,8 +635,9 @@ for name, gap_s in (("all in one hour", 150), ("one an hour", 3600)):
     print(f"{name}: {alive / 60:.1f} minutes of a container, {alive / 24:.0f} s a request")
 
 # %% [markdown] id="cost-lesson"
-# Idle time is what you pay for. A short window is cheap and makes the next caller wait for a cold
-# start (with vLLM, minutes); a long one costs while nobody asks. `max_containers` bounds the bill.
+# Idle time is what you pay for. A short window is cheap, and makes the next caller wait until a
+# container has started and the model is loaded; a long one costs while nobody asks.
+# `max_containers` bounds the bill.
 #
 # ## Before you ship
 #

@@ -303,7 +303,7 @@ def test_a_merge_beyond_the_tolerance_is_hatched_and_its_bar_ends_at_its_error()
 
 
 def test_rounding_shows_unmoved_weights_and_the_logits_error_by_the_size_of_the_change():
-    unmoved, error, _ = FIGURES["rounding"].axes[0].lines
+    unmoved, error = FIGURES["rounding"].axes[0].lines
     assert unmoved.get_xydata().tolist() == [[0.1, 0.0], [0.001, 0.9]]
     assert error.get_ydata().tolist() == [0.1, 1.2]
     assert FIGURES["rounding"].axes[0].get_ylim()[1] > 1.2

@@ -19,7 +19,7 @@ from modal_proto import api_pb2
 
 from course_lib.config import DeployConfig
 from course_lib.errors import CourseError
-from course_lib.modal_app import KEY_VARIABLE, write_modal_files
+from course_lib.modal_app import KEY_VARIABLE, read_modal_app, write_modal_files
 from course_lib.serve import ServedModel, create_app
 
 KEY = "a-key-for-tests"
@@ -100,6 +100,13 @@ def test_modal_run_uploads_the_model_to_its_versions_place_on_the_volume(built):
     assert {name.lstrip("/") for name in uploaded} == {
         f"v2/{path.name}" for path in model.iterdir()
     }
+
+
+def test_the_app_is_read_back_without_modal(built):
+    said = read_modal_app(built["L4"] / "modal_app.py")
+    assert said == {"app": "sums", "gpu": "L4", "cpu": None, "volumes": ["/weights"], "secrets": 1}
+    said = read_modal_app(built["cpu"] / "modal_app.py")
+    assert (said["gpu"], said["cpu"]) == (None, 2)
 
 
 def load(folder: Path):

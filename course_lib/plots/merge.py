@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 from course_lib.plots.style import (
     BLUE,
-    GREY,
     INK,
     VERMILLION,
     course_style,
@@ -85,9 +84,7 @@ def rounding_figure(
         look = {"color": VERMILLION, "linestyle": "--", "marker": "s"}
         axes.plot(list(sizes), list(unmoved), label="weights that do not move at all", **look)
         look = {"color": BLUE, "linestyle": "-", "marker": "o"}
-        axes.plot(list(sizes), list(error), label="error of the logits, by effect", **look)
-        axes.axvline(2**-8, color=GREY, linestyle=":", marker="")
-        axes.annotate("$2^{-8}$", (2**-8, 0), (-4, 0), textcoords="offset points", ha="right")
+        axes.plot(list(sizes), list(error), label="effect on the logits that is lost", **look)
         axes.set_xscale("log")
         label(axes, title, "change / weight (median, log)", "share")
         percent_axis(axes)

@@ -80,6 +80,17 @@ class _Run:
         jumps = [(b - a) ** 2 / 2 for a, b in pairwise(values)]
         return (2 * mean(jumps) / self.window) ** 0.5 if jumps else 0.0
 
+    def fall(self, name: str) -> tuple[float, float]:
+        """How far it fell from step 1, which the untouched policy sampled, to the end; its error.
+
+        A policy can be spoilt within a few steps, before a window is full.
+        """
+        values = self.values(name)
+        if not values:
+            return 0.0, 0.0
+        one_step = self.noise(name) * (self.window / 2) ** 0.5
+        return values[0] - (self.late(name) or 0.0), one_step * (1 + 1 / self.window) ** 0.5
+
     @property
     def dead_share(self) -> list[float]:
         return [row["env/dead_groups"] / row["env/groups"] for row in self.rows]
@@ -156,8 +167,8 @@ def entropy_collapse(run: _Run) -> Diagnosis | None:
 
 def hacked_reward(run: _Run) -> Diagnosis | None:
     """The reward rises and what it stands for falls."""
-    falls = -run.rise("env/correct")
-    if run.steps < ENOUGH or not run.reward_rises or falls < 2 * run.noise("env/correct"):
+    falls, error = run.fall("env/correct")
+    if run.steps < ENOUGH or not run.reward_rises or falls < max(0.05, 2 * error):
         return None
     rises = run.rise("reward/total")
     finding = f"the reward rises by {rises:.2f} while right answers fall by {falls:.0%}"
@@ -172,6 +183,10 @@ def kl_runaway(run: _Run) -> Diagnosis | None:
         return None
     kl = run.late("kl/reference")
     lost = best - late > max(0.5 * abs(best), 2 * run.noise("reward/total"))
+    if kl is not None and not lost:  # it may be gone within two steps, before a window is full
+        best = run.values("reward/total")[0]
+        fall, error = run.fall("reward/total")
+        lost = fall > max(0.5 * abs(best), 2 * error)
     if not lost or (kl is not None and kl < 8):
         return None
     where = "" if kl is None else f", {kl:.0f} nats per completion from where it started"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import shlex
@@ -196,6 +197,18 @@ def test_readmes_presets_are_the_presets():
             f"{rl.prompts_per_step} prompts x {rl.group_size} samples |"
         )
         assert row in README
+
+
+def test_readmes_own_task_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
+    """As printed, with 3 steps in place of 20."""
+    (code,) = blocks("python")
+    assert code.count("steps=20") == 1
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COURSE_STORE", str(tmp_path / "store"))
+    exec(compile(code.replace("steps=20", "steps=3"), "README.md", "exec"), {})
+    rewards = ast.literal_eval(capsys.readouterr().out.splitlines()[-1])
+    assert len(rewards) == 3
+    assert all(0 < reward < 1 for reward in rewards)
 
 
 def test_readmes_maps_name_what_is_there():

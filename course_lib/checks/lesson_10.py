@@ -8,42 +8,15 @@ from typing import Any
 
 from course_lib.checks.exercise import Exercise, Mutant, Property
 from course_lib.checks.lesson_01 import line_fault
+from course_lib.recordings import Recording, ward
 
-NOTHING_TRAINED = "nothing is trained on"
-DEAD = "dead groups"
-MASK = "mask shifted"
-RATE = "learning rate too small"
-STALE = "stale sampler"
-HACKED = "reward hacked"
-OPTIMIZER = "optimizer lost"
-MERGE = "bad merge"
-KINDS = (NOTHING_TRAINED, DEAD, MASK, RATE, STALE, HACKED, OPTIMIZER, MERGE)
-
-Facts = dict[str, Any]  # see `_healthy`: what each number is
 NEEDED = 6  # right ones out of eight
+RISING = ("length_explosion", "hacked_reward", "entropy_collapse")  # rewarded for the wrong thing
 
 
-def _kind(facts: Facts) -> str:
-    """One run's illness, from its numbers; from the plainest sign to the subtlest."""
-    loss, reward, accuracy = facts["loss"], facts["reward"], facts["accuracy"]
-    if facts["trained_tokens"] == 0:
-        return NOTHING_TRAINED
-    if facts["dead_groups"] > 0.9:
-        return DEAD
-    if facts["merged_minus_adapter"] > 1e-2:
-        return MERGE
-    if facts["jump_after_resume"] > 0.1:
-        return OPTIMIZER
-    if facts["ratio_off_at_step_0"] > 0.05:
-        return STALE
-    if reward[1] > reward[0] + 0.1 and accuracy[1] < accuracy[0]:
-        return HACKED
-    return MASK if loss[1] < 0.5 * loss[0] and facts["stopped"] < 0.1 else RATE
-
-
-def diagnoses(runs: dict[str, Facts]) -> dict[str, str]:
-    """Run name -> what is wrong with it."""
-    return {name: _kind(facts) for name, facts in runs.items()}
+def diagnoses(runs: dict[str, Recording]) -> dict[str, str]:
+    """Run name -> what was really done to it."""
+    return {name: run.kind for name, run in runs.items()}
 
 
 def _enough(left: Any, right: Any) -> bool:
@@ -52,55 +25,11 @@ def _enough(left: Any, right: Any) -> bool:
     return sum(left[name] == right[name] for name in right) >= NEEDED
 
 
-def _healthy(rng: random.Random) -> Facts:
-    return {
-        "trained_tokens": rng.randrange(2000, 9000),  # tokens with weight or advantage, all steps
-        "loss": [3.2, round(rng.uniform(0.3, 0.6), 2)],  # nats per trained token, first and last
-        "reward": [0.3, round(rng.uniform(0.7, 0.9), 2)],  # what the policy is paid, first and last
-        "accuracy": [0.3, round(rng.uniform(0.7, 0.9), 2)],  # held out, first and last
-        "dead_groups": round(rng.uniform(0.1, 0.4), 2),  # share
-        "stopped": round(
-            rng.uniform(0.9, 1.0), 2
-        ),  # share of completions that ended with the end token
-        "ratio_off_at_step_0": 1e-6,  # largest |ratio - 1| before the first step
-        "jump_after_resume": 0.0,  # nats
-        "merged_minus_adapter": 1e-6,  # largest logit difference
-    }
+def _instead(changes: dict[str, str]):
+    """A diagnosis that takes one kind for another."""
 
-
-def _sick(kind: str, rng: random.Random) -> Facts:
-    changes: dict[str, Facts] = {
-        NOTHING_TRAINED: {
-            "trained_tokens": 0,
-            "loss": [0.0, 0.0],
-            "accuracy": [0.3, 0.3],
-            "reward": [0.3, 0.3],
-        },
-        DEAD: {
-            "dead_groups": 1.0,
-            "reward": [0.0, 0.0],
-            "accuracy": [0.0, 0.0],
-            "loss": [0.0, 0.0],
-        },
-        MASK: {"stopped": 0.02, "accuracy": [0.0, 0.0], "reward": [0.0, 0.0], "loss": [3.2, 0.4]},
-        RATE: {"loss": [3.2, 3.19], "reward": [0.3, 0.31], "accuracy": [0.3, 0.3]},
-        STALE: {"ratio_off_at_step_0": round(rng.uniform(0.2, 0.6), 2), "accuracy": [0.3, 0.2]},
-        HACKED: {"reward": [0.3, 0.95], "accuracy": [0.4, 0.1]},
-        OPTIMIZER: {"jump_after_resume": round(rng.uniform(0.2, 0.5), 2)},
-        MERGE: {"merged_minus_adapter": round(rng.uniform(0.5, 4), 2)},
-    }
-    return _healthy(rng) | changes[kind]
-
-
-def _ward(rng: random.Random) -> list[tuple]:
-    return [
-        (dict(zip("ABCDEFGH", (_sick(kind, rng) for kind in rng.sample(KINDS, 8)), strict=True)),)
-    ]
-
-
-def _mixed_up(*kinds: str, instead: str):
-    def answer(runs: dict[str, Facts]) -> dict[str, str]:
-        return {name: instead if kind in kinds else kind for name, kind in diagnoses(runs).items()}
+    def answer(runs: dict[str, Recording]) -> dict[str, str]:
+        return {name: changes.get(kind, kind) for name, kind in diagnoses(runs).items()}
 
     return answer
 
@@ -112,42 +41,42 @@ DIAGNOSE = Exercise(
     answers="value",
     reference=diagnoses,
     same=_enough,
-    cases=_ward,
+    cases=lambda rng: [(ward(rng.random()),)],
     mutants={
         "always the rate": Mutant(
-            lambda runs: dict.fromkeys(runs, RATE),
-            "Not every illness is the learning rate. It explains a curve that hardly moves, and "
-            "nothing else.",
+            lambda runs: dict.fromkeys(runs, "tiny_rate"),
+            "Not every illness is the learning rate. A rate that is too small explains a policy "
+            "that does not move (its KL stays near 0 although groups live), and nothing else.",
         ),
         "flat is flat": Mutant(
-            _mixed_up(NOTHING_TRAINED, DEAD, MASK, instead=RATE),
-            "The flat curves were all given one cause. Look beside the curve: how many tokens "
-            "were trained on, and how many groups were dead?",
+            _instead(dict.fromkeys(("dead_groups", "flat_reward", "kl_runaway"), "tiny_rate")),
+            "Every flat reward was given one cause. Look beside it: were there living groups to "
+            "learn from, and how far did the policy move?",
         ),
         "believes the reward": Mutant(
-            _mixed_up(HACKED, STALE, MERGE, instead="healthy"),
-            "Not one of these runs is healthy. A rising reward is no proof: compare it with the "
-            "accuracy, look at the ratio at step 0, and at the merged model's logits.",
+            _instead(dict.fromkeys(RISING, "healthy")),
+            "Not one of these runs is healthy. A rising reward is no proof: look at the share of "
+            "right answers below the same steps.",
         ),
-        "exchanged": Mutant(
-            lambda runs: {
-                name: {STALE: OPTIMIZER, OPTIMIZER: STALE, MASK: HACKED, HACKED: MASK}.get(
-                    kind, kind
-                )
-                for name, kind in diagnoses(runs).items()
-            },
-            "Two pairs are exchanged. A ratio that is off *before* the first step is the "
-            "sampler's doing, a jump after a resume is the optimizer's; and a model that never "
-            "stops was masked wrongly, not paid wrongly.",
+        "symptom for cause": Mutant(
+            _instead(
+                {
+                    "kl_runaway": "dead_groups",
+                    "entropy_collapse": "dead_groups",
+                    "length_explosion": "hacked_reward",
+                }
+            ),
+            "Those are consequences. Groups that die *later* were killed by something: look at "
+            "what moved first, the KL or the entropy. And of two signs name the more special one.",
         ),
     },
     hints=(
-        "Look for the one number in each run that would be odd in a healthy run; the rest "
-        "follows from it.",
-        "trained_tokens, dead_groups, merged_minus_adapter, jump_after_resume and "
-        "ratio_off_at_step_0 each speak for a single illness.",
-        "Three are left: reward up and accuracy down; loss down and hardly a completion that "
-        "stops; nothing moves.",
+        "Look for the one panel in which the run leaves the grey curve first or furthest.",
+        "Two kinds can be read off a single panel from the first step: the ratio, and the dead "
+        "groups.",
+        "Of three with a rising reward and falling right answers, one cannot stop, one always says "
+        "the same, and one does neither. Of those that do not improve, compare the KL: none, "
+        "some, enormous.",
     ),
     stub='diagnosis = ...  # {"A": one of the eight kinds, "B": ..., up to "H"}',
 )

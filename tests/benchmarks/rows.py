@@ -81,7 +81,7 @@ def grpo_row(name: str, model: str, title: str, target: Target, **options: Any) 
 
 
 def sample_row(name: str, model: str, title: str) -> Row:
-    calls, tokens = 64, 32
+    calls, tokens = 64, 64  # as many tokens as a completion of the course may have
     one, batch = "generate, one by one", "generate, one padded batch"
     return Row(
         name,
@@ -103,7 +103,7 @@ SMALL_SFT = {"batch": 32, "shape": "short", "vocabulary": 1024, "laps": 7, "warm
 SMALL_GRPO = {"prompts": 16, "group": 8, "tokens": 8, "laps": 3, "warm_ups": 3}
 SFT_TITLE = "SFT step, 32 short rows"
 GRPO_TITLE = "GRPO step, 16 prompts x 8 samples x 8 tokens"
-SAMPLE_TITLE = "64 `sample` calls at once, 32 tokens each"
+SAMPLE_TITLE = "64 `sample` calls at once, 64 tokens each"
 DUELS = {
     row.name: row
     for row in (

@@ -115,3 +115,25 @@ def test_a_tournament_is_not_called_flat_because_somebody_wins_every_duel():
 def test_rows_of_other_phases_and_empty_logs_say_nothing():
     assert diagnose([]) == []
     assert diagnose([{"phase": "sft", "step": 1, "train/nll": 2.0}]) == []
+
+
+def test_a_reward_that_was_hacked_in_one_step_is_found():
+    """The first mean over five steps hid it: one untouched step, then all was over."""
+    columns = {
+        **HEALTHY,
+        "reward/total": [0.84, *line(0.88, 0.92)[1:]],
+        "env/correct": [0.3, *[0.05, 0.07] * 14, 0.06],
+        "optim/entropy": line(0.2, 0.3),
+    }
+    assert kinds(columns)[0] == "hacked_reward"
+
+
+def test_a_runaway_that_took_two_steps_is_found_where_the_kl_was_measured():
+    columns = {
+        **HEALTHY,
+        "reward/total": [0.15, *[0.0, 0.02] * 14, 0.0],
+        "env/correct": [0.15, *[0.0, 0.02] * 14, 0.0],
+        "optim/entropy": line(0.2, 0.3),
+        "kl/reference": [0.0, *[80.0] * 29],
+    }
+    assert kinds(columns)[0] == "kl_runaway"

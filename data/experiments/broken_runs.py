@@ -29,6 +29,7 @@ from course_lib.config import RLConfig, preset
 from course_lib.diagnosis import diagnose
 from course_lib.environments import sums_environment
 from course_lib.grpo import train_grpo
+from course_lib.metrics import read_metrics
 from course_lib.pipeline import run_rl, run_sft
 from course_lib.rewards import Problem, Reward, Score, reward_from_name
 
@@ -230,8 +231,16 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[RECORDED, *UNSEEN])
     parser.add_argument("--kinds", nargs="+", default=everything, choices=everything)
     parser.add_argument("--again", action="store_true", help="also what is judged already")
+    parser.add_argument("--judge", action="store_true", help="only judge again the runs in --work")
     parser.add_argument("--work", type=Path, default=Path("runs/diagnosis"))
     args = parser.parse_args()
+    if args.judge:
+        for kind, seed in [(kind, seed) for kind in args.kinds for seed in args.seeds]:
+            done = args.work / f"{kind}-{seed}" / "metrics.jsonl"
+            if (kind, seed) in map(_name, known_runs()) and done.exists():
+                keep(judged(kind, seed, read_metrics(done)))
+        print(json.dumps(count(known_runs()), indent=1))
+        return
     service = connect("embedded", store=str(args.work / "store"))
     broken = [(kind, seed) for seed in args.seeds for kind in args.kinds if kind in KINDS]
     well = [(kind, seed) for kind in args.kinds if kind in HEALTHY_PRESETS for seed in args.seeds]

@@ -95,19 +95,20 @@ def grpo(gate: Gate, model: str, prompts: int, group: int, tokens: int, length: 
         train(client, data, "importance_sampling")
 
 
-def sample(gate: Gate, model: str, calls: int, tokens: int) -> None:
+def sample(gate: Gate, model: str, calls: int, tokens: int, stops: bool = False) -> None:
     """Many `sample` calls for one completion each, all in flight at once."""
     import tinker
 
     connected = service(model)
     client = connected.create_sampling_client(base_model=connected.base_model).result()
     prompts = client.get_tokenizer()(questions(calls))["input_ids"]
-    params = tinker.SamplingParams(max_tokens=tokens, temperature=1.0, stop=[])
+    params = tinker.SamplingParams(max_tokens=tokens, temperature=1.0, stop=None if stops else [])
     while True:
         gate.lap()
         asked = [client.sample(tinker.ModelInput.from_ints(p), 1, params) for p in prompts]
         for future in asked:
-            assert len(future.result().sequences[0].tokens) == tokens
+            made = len(future.result().sequences[0].tokens)
+            assert stops or made == tokens
 
 
 def direct(gate: Gate, model: str, shape: str, batch: int) -> None:

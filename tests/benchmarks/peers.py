@@ -128,13 +128,15 @@ def grpo(
     ).train()
 
 
-def generate(gate: Gate, model: str, calls: int, tokens: int, at_once: bool) -> None:
+def generate(
+    gate: Gate, model: str, calls: int, tokens: int, at_once: bool, stops: bool = False
+) -> None:
     """transformers' generate, prompt by prompt or with all prompts in one padded batch."""
     import torch
 
     network, tokenizer = loaded(model)
     network.eval()
-    network.generation_config.eos_token_id = None
+    network.generation_config.eos_token_id = 0 if stops else None
     texts = questions(calls)
     batches = [texts] if at_once else [[text] for text in texts]
     how = {"max_new_tokens": tokens, "do_sample": True, "temperature": 1.0, "top_k": 0}
@@ -145,4 +147,4 @@ def generate(gate: Gate, model: str, calls: int, tokens: int, at_once: bool) -> 
                 inputs = tokenizer(batch, return_tensors="pt", padding=True)
                 inputs = {key: inputs[key] for key in ("input_ids", "attention_mask")}
                 made = network.generate(**inputs, **how, pad_token_id=0)
-                assert made.shape[1] == inputs["input_ids"].shape[1] + tokens
+                assert stops or made.shape[1] == inputs["input_ids"].shape[1] + tokens

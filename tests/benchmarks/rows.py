@@ -10,6 +10,7 @@ from flops import sample_flops, train_flops
 
 OURS = "ours"
 SHORT = (25.0, 10.0)  # mean tokens of a short row, and how many of them are trained
+ANSWER = 14.0  # mean tokens that the shipped model answers with
 QUESTION = 17.0  # mean tokens of a short prompt
 
 
@@ -80,8 +81,10 @@ def grpo_row(name: str, model: str, title: str, target: Target, **options: Any) 
     )
 
 
-def sample_row(name: str, model: str, title: str) -> Row:
+def sample_row(name: str, model: str, title: str, mean: float | None = None) -> Row:
+    """`mean`: completions end after so many tokens on average; None: at the limit."""
     calls, tokens = 64, 64  # as many tokens as a completion of the course may have
+    new = mean or tokens
     one, batch = "generate, one by one", "generate, one padded batch"
     return Row(
         name,
@@ -92,9 +95,9 @@ def sample_row(name: str, model: str, title: str) -> Row:
             one: ("peers:generate", {"at_once": False}),
             batch: ("peers:generate", {"at_once": True}),
         },
-        {"model": model, "calls": calls, "tokens": tokens},
+        {"model": model, "calls": calls, "tokens": tokens, "stops": mean is not None},
         (Target(one, 6.0), Target(batch, 1.5)),
-        lambda: sample_flops(model, calls * QUESTION, calls * tokens, QUESTION + tokens / 2),
+        lambda: sample_flops(model, calls * QUESTION, calls * new, QUESTION + new / 2),
         laps_of={OURS: 3, batch: 3},
     )
 
@@ -103,6 +106,7 @@ SMALL_SFT = {"batch": 32, "shape": "short", "vocabulary": 1024, "laps": 7, "warm
 SMALL_GRPO = {"prompts": 16, "group": 8, "tokens": 8, "laps": 3, "warm_ups": 3}
 SFT_TITLE = "SFT step, 32 short rows"
 GRPO_TITLE = "GRPO step, 16 prompts x 8 samples x 8 tokens"
+STOPPING_TITLE = "64 `sample` calls at once, until each answer ends (64 tokens at most)"
 SAMPLE_TITLE = "64 `sample` calls at once, 64 tokens each"
 DUELS = {
     row.name: row
@@ -135,6 +139,6 @@ DUELS = {
         ),
         sft_row("sft_shipped", "shipped", SFT_TITLE, Target("TRL", 1.8), **SMALL_SFT),
         grpo_row("grpo_shipped", "shipped", GRPO_TITLE, Target("TRL", 3.0), **SMALL_GRPO),
-        sample_row("sample_shipped", "shipped", SAMPLE_TITLE),
+        sample_row("sample_shipped", "shipped", STOPPING_TITLE, mean=ANSWER),
     )
 }

@@ -55,11 +55,11 @@ from course_lib.environments import sums_environment
 from course_lib.grpo import train_grpo
 from course_lib.lessons import band, measured, quick_sft, quote
 
-sft_client, tokenizer, _ = quick_sft(service)
+sft_client, tokenizer, _ = quick_sft(service, seed=0)
 sft_checkpoint = sft_client.save_state("sft").result().path
 client = service.create_training_client_from_state(sft_checkpoint).result()
 environment = sums_environment()
-train_grpo(client, environment, rl_config, tokenizer=tokenizer)
+train_grpo(client, environment, rl_config, tokenizer=tokenizer, seed=0)
 checkpoint = client.save_state("grpo").result().path
 
 # %% [markdown] id="chat-note"
@@ -191,7 +191,8 @@ measured("size of the change beside the weight", (change.norm() / W.norm()).item
 #   memory;
 # - **stale base**: the right sum, on a base that is not quite the one we trained on.
 #
-# **Predict**: which of the wrong ones still answer in proper sentences?
+# **Predict**: which of the wrong ones still answer in proper sentences? Which of them are as often
+# right as the right one?
 
 # %% id="wrong-merges"
 from course_lib.export.verify import load_model
@@ -230,27 +231,50 @@ merges = {
     "tied embedding": added(untie=False),
     "stale base": added(change_base=noisy),
 }
-from course_lib.conversations import Message
+
+# %% id="answers-of"
 from course_lib.rendering import parse_completion, render_prompt
 
-problem = environment.heldout(1, seed=0)[0]
-prompt = torch.tensor([render_prompt(problem.messages, tokenizer)])
+heldout = environment.heldout(HELDOUT, seed=0)
+problem = heldout[0]
+rows = [render_prompt(each.messages, tokenizer) for each in heldout]
+width = max(map(len, rows))
+ids = torch.tensor([[tokenizer.eos_token_id] * (width - len(row)) + row for row in rows])  # (B, T)
+mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
+
+
+def answers_of(model):
+    """The greedy answers to all held-out problems."""
+    options = {"max_new_tokens": MAX_TOKENS, "do_sample": False}
+    tokens = model.generate(ids, attention_mask=mask, **options)
+    return [parse_completion(row[width:].tolist(), tokenizer) for row in tokens]
+
+
+# %% id="compare-answers"
 quote(f"{problem.messages[-1].content} (Right is {problem.answer}.)", "question")
-answers = {}
+right, worked = {}, {}
 for name, model in merges.items():
-    tokens = model.generate(prompt, max_new_tokens=MAX_TOKENS, do_sample=False)[0]
-    answers[name] = parse_completion(tokens[prompt.shape[1] :].tolist(), tokenizer)
-    quote(answers[name], name)
-right = [name for name, text in answers.items() if environment.grade(problem, text).value]
-band("A wrong merge gives the right answer", len(right) > 1)
-band("With half of the change it answers at once", "=" not in answers["no scale"])
+    answers = answers_of(model)
+    quote(answers[0], name)
+    grades = [environment.grade(p, text).value for p, text in zip(heldout, answers, strict=True)]
+    right[name] = sum(grades) / HELDOUT
+    worked[name] = sum("=" in text for text in answers) / HELDOUT
+for name, share in right.items():
+    measured(f"{name}: right answers", share, "%")
+
+# %% id="compare-bands"
+band("alpha, not alpha/r: nothing is right", right["alpha, not alpha/r"] == 0)
+band("No scale: half of the worked answers are gone", worked["no scale"] < 0.5 * worked["merged"])
+for name in ("one layer missing", "stale base"):
+    band(f"{name}: nearly as good as merged", right[name] > right["merged"] - 0.2)
 
 # %% [markdown] id="logits-question"
-# Only one of the wrong ones is visibly broken. Half of the change gives a model that is half
-# trained: it answers as SFT did, at once. And some give the right answer.
+# Only the first of the wrong ones is visibly broken. Without the scale the model is half trained:
+# it falls back to answering at once, as after SFT. And with a layer missing, or on a stale base, an
+# accuracy on forty problems notices hardly anything. On other problems it may be otherwise.
 #
-# Reading answers is not enough. Compare **logits** instead, the numbers before any sampling. The
-# reference is the adapter beside the base, two paths, as `peft` computes it.
+# So answers are not enough. Compare **logits**, the numbers before any sampling. The reference is
+# the adapter beside the base, two paths, as `peft` computes it.
 
 # %% id="logits"
 from peft import PeftModel
@@ -261,9 +285,12 @@ to_peft(download.folder, base, place / "adapter", download.base_model)
 two_paths = PeftModel.from_pretrained(load_model(base.path), str(place / "adapter")).eval()
 
 
+prompt = torch.tensor([rows[0]])
+
+
 @torch.no_grad()
 def logits_of(model):
-    """The logits of the next token after the prompt, as a list (V)."""
+    """The logits of the next token after the first question, as a list (V)."""
     return model(prompt).logits[0, -1].tolist()
 
 
@@ -510,7 +537,6 @@ measured("tokens of the answer, the last one says that it ends:", whole.usage.co
 # %% id="same-answers"
 from course_lib.evaluation import evaluate
 
-heldout = environment.heldout(HELDOUT, seed=0)
 engine = evaluate(
     models["GRPO"], tokenizer, environment, heldout, temperature=0.0, max_tokens=MAX_TOKENS
 )

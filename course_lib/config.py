@@ -117,6 +117,7 @@ class PreferenceConfig:
     data_path: str = (
         "auto"  # JSONL of prompt, chosen, rejected; auto = shipped, or own data vs samples
     )
+    strength: str = "verdict"  # verdict: p("yes, a good reply") | reply: p(the reply itself)
     batch_size: int = 16  # pairs per optimizer step
     epochs: int = 2  # times every pair is seen
     max_steps: int = 0  # steps; 0 = all of every epoch
@@ -126,6 +127,7 @@ class PreferenceConfig:
 
     def __post_init__(self) -> None:
         check_types(self)
+        check_choice(self, "strength", ("verdict", "reply"))
         check_range(self, "batch_size", 1, 4096)
         check_range(self, "epochs", 1, 1000)
         check_range(self, "max_steps", 0, 10_000_000)

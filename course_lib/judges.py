@@ -11,10 +11,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from course_lib.conversations import Message
-from course_lib.preferences import judgement_tokens
+from course_lib.preferences import judgement
 from course_lib.rendering import render_prompt
 from course_lib.rewards import BatchReward, Problem, Reward, Score
 from course_lib.rl_metrics import mean
@@ -36,28 +36,33 @@ Judge = Callable[[list[Duel]], list[float]]  # P(first is better), all duels at 
 Strengths = Callable[[list[tuple[Problem, str]]], list[float]]  # log-strength of each reply
 
 
-def reward_model(sampling_client: tinker.SamplingClient, tokenizer: Any) -> Strengths:
-    """The trained judge of `preferences`: log p("yes") of each reply, all calls in flight."""
+def reward_model(
+    sampling_client: tinker.SamplingClient, tokenizer: Any, strength: str = "verdict"
+) -> Strengths:
+    """The trained judge of `preferences`: the log-strength of each reply, all calls in flight."""
 
     def strengths(replies: list[tuple[Problem, str]]) -> list[float]:
         import tinker
 
         distinct = list(dict.fromkeys((problem.messages, text) for problem, text in replies))
+        rendered = [judgement(messages, text, tokenizer, strength) for messages, text in distinct]
         futures = [
-            sampling_client.compute_logprobs(
-                tinker.ModelInput.from_ints(judgement_tokens(messages, text, tokenizer))
-            )
-            for messages, text in distinct
+            sampling_client.compute_logprobs(tinker.ModelInput.from_ints(each.tokens))
+            for each in rendered
         ]
-        last_logprobs = [cast("float", future.result()[-1]) for future in futures]  # never None
-        found = dict(zip(distinct, last_logprobs, strict=True))
+        found = {
+            key: sum(
+                w * logprob for w, logprob in zip(each.weights, future.result(), strict=True) if w
+            )
+            for key, each, future in zip(distinct, rendered, futures, strict=True)
+        }
         return [found[problem.messages, text] for problem, text in replies]
 
     return strengths
 
 
 def preference_reward(strengths: Strengths) -> BatchReward:
-    """p("yes") of each reply: the strength itself, between 0 and 1."""
+    """The strength itself, between 0 and 1: p("yes"). That of a whole reply is too near 0."""
 
     def score(problems: list[Problem], texts_P_G: list[list[str]]) -> list[list[Score]]:
         pairs = zip(problems, texts_P_G, strict=True)

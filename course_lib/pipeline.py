@@ -77,7 +77,9 @@ def run_all(
             return _stopped("rl", out)
         stages["rl"] = judge.stage("rl", rl.checkpoints[-1])
         if needs_judge(config, data):
-            stages["rl"]["win_rate_vs_sft"] = judge.win_rate("rl", "sft", _judge(service, out))
+            stages["rl"]["win_rate_vs_sft"] = judge.win_rate(
+                "rl", "sft", _judge(service, config, out)
+            )
 
     checkpoints = {"sft": sft.checkpoints[-1].state_path}
     checkpoints["sft_sampler"] = sft.checkpoints[-1].sampler_path
@@ -226,9 +228,10 @@ def _stopped(phase: str, out: Path) -> dict[str, Any]:
     return {"stopped": phase, "checkpoints": {phase: last.state_path if last else None}}
 
 
-def _judge(service: CourseService, out: Path) -> Judge:
+def _judge(service: CourseService, config: RunConfig, out: Path) -> Judge:
     """The judge that this run trained, to compare with."""
     checkpoint = CheckpointLog(out).last("preference")
     assert checkpoint, "run_rl has trained it"
     sampler = service.create_sampling_client(checkpoint.sampler_path).result()
-    return judge_by_strength(reward_model(sampler, sampler.get_tokenizer()))
+    strength = config.preference.strength
+    return judge_by_strength(reward_model(sampler, sampler.get_tokenizer(), strength))

@@ -4,10 +4,10 @@ Two methods on the same data, both through `forward_backward_custom`, so they ru
 does:
 
 * a reward model (Bradley and Terry 1952; Ouyang et al. 2022, https://arxiv.org/abs/2203.02155): a
-LoRA that is asked
-  "Is this a good reply?" and whose probability of "yes" is the strength of the reply;
+  LoRA of its own. The strength of a reply is its probability of "yes" to "Is this a good reply?"
+  ("verdict"), or the probability that it gives the reply itself ("reply");
 * DPO (Rafailov et al. 2023, https://arxiv.org/abs/2305.18290): the policy itself is moved, no
-reward model.
+  reward model.
 
 Left out: margins, ties, more than two replies. `judges` uses the reward model to score and to
 compare.
@@ -95,15 +95,25 @@ def load_pairs(path: str) -> list[Pair]:
     return pairs
 
 
-def judgement_tokens(prompt: Sequence[Message], reply: str, tokenizer: Any) -> list[int]:
-    """The dialogue, the question whether the reply is good, and "yes": the last token is judged."""
+def judgement(
+    prompt: Sequence[Message], reply: str, tokenizer: Any, strength: str = "verdict"
+) -> Rendered:
+    """The text whose weighted logprobs, summed, are the log-strength of a reply.
+
+    "verdict": the dialogue, the question whether the reply is good, and "yes", which alone counts.
+    "reply": the dialogue, whose reply counts. A model that knows the world knows which replies are
+    likely, so this judge starts with what the base model knows; but its strengths are no scores.
+    """
+    if strength == "reply":
+        return render_conversation(Conversation((*prompt, Message("assistant", reply))), tokenizer)
     asked = (*prompt, Message("assistant", reply), Message("user", QUESTION))
     yes = tokenizer.encode(YES, add_special_tokens=False)[0]
-    return [*render_prompt(asked, tokenizer), yes]
+    tokens = [*render_prompt(asked, tokenizer), yes]
+    return Rendered(tokens, [0.0] * (len(tokens) - 1) + [1.0])
 
 
 def bradley_terry_loss(chosen: torch.Tensor, rejected: torch.Tensor) -> torch.Tensor:
-    """-log P(chosen beats rejected), mean over pairs; strengths are log p("yes"), shape (B,).
+    """-log P(chosen beats rejected), mean over pairs; strengths are log p, shape (B,).
 
     P = p_chosen / (p_chosen + p_rejected) = sigmoid(log p_chosen - log p_rejected).
     """
@@ -134,20 +144,22 @@ def train_reward_model(
     seed: int = 0,
     on_step: StepHook | None = None,
 ) -> PreferenceResult:
-    """Teach `client` to say "yes" to the better reply of each pair."""
+    """Teach `client` to find the better reply of each pair stronger, by `config.strength`."""
     import torch
 
     datums_2 = [
-        [_judgement_datum(pair.prompt, reply, tokenizer) for reply in (pair.chosen, pair.rejected)]
+        [
+            make_datum(judgement(pair.prompt, reply, tokenizer, config.strength))
+            for reply in (pair.chosen, pair.rejected)
+        ]
         for pair in pairs
     ]
 
     def bradley_terry(
         batch: list[int], data: list[tinker.Datum], logprobs: list[torch.Tensor]
     ) -> tuple[torch.Tensor, dict[str, float]]:
-        strengths = torch.stack(
-            [each[-1] for each in logprobs]
-        )  # (2B,), chosen and rejected in turn
+        # (2B,), chosen and rejected in turn
+        strengths = torch.stack([_summed(*each) for each in zip(data, logprobs, strict=True)])
         loss = bradley_terry_loss(strengths[0::2], strengths[1::2])
         return loss, _pair_metrics(loss, strengths[0::2] - strengths[1::2])
 
@@ -170,7 +182,10 @@ def train_dpo(
     import torch
 
     datums_2 = [
-        [_reply_datum(pair.prompt, reply, tokenizer) for reply in (pair.chosen, pair.rejected)]
+        [
+            make_datum(judgement(pair.prompt, reply, tokenizer, "reply"))
+            for reply in (pair.chosen, pair.rejected)
+        ]
         for pair in pairs
     ]
     flat = [datum for both in datums_2 for datum in both]
@@ -257,16 +272,6 @@ def _train_on_pairs(
     return PreferenceResult([checkpoint], rows)
 
 
-def _judgement_datum(prompt: Sequence[Message], reply: str, tokenizer: Any) -> tinker.Datum:
-    tokens = judgement_tokens(prompt, reply, tokenizer)
-    return make_datum(Rendered(tokens, [0.0] * (len(tokens) - 1) + [1.0]))
-
-
-def _reply_datum(prompt: Sequence[Message], reply: str, tokenizer: Any) -> tinker.Datum:
-    conversation = Conversation((*prompt, Message("assistant", reply)))
-    return make_datum(render_conversation(conversation, tokenizer))
-
-
 def _pair_metrics(loss: torch.Tensor, margins: torch.Tensor) -> dict[str, float]:
     return {
         "train/loss": float(loss.detach()),
@@ -276,6 +281,6 @@ def _pair_metrics(loss: torch.Tensor, margins: torch.Tensor) -> dict[str, float]
 
 
 def _summed(datum: tinker.Datum, logprobs: torch.Tensor) -> torch.Tensor:
-    """The logprob of the reply: the sum over its tokens, the prompt's have weight 0."""
+    """The logprob of what counts in a datum: the sum over its tokens, by weight."""
     weights = logprobs.new_tensor(list(datum.loss_fn_inputs["weights"].data))
     return (weights * logprobs).sum()

@@ -88,7 +88,7 @@ def run_judge(
             raise StopTraining
         checkpoint = result.checkpoints[-1]
     sampler = service.create_sampling_client(checkpoint.sampler_path).result()
-    return reward_model(sampler, sampler.get_tokenizer())
+    return reward_model(sampler, sampler.get_tokenizer(), config.preference.strength)
 
 
 def judge_pairs(config: RunConfig, data: RunData, policy: tinker.SamplingClient) -> list[Pair]:

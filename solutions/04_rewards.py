@@ -280,9 +280,9 @@ for name, margins in (
 
 # %% id="source-reward-model"
 from course_lib.judges import Duel, judge_by_strength, reward_model
-from course_lib.preferences import judgement_tokens, train_reward_model
+from course_lib.preferences import judgement, train_reward_model
 
-show_source(judgement_tokens, train_reward_model)
+show_source(judgement, train_reward_model)
 
 # %% [markdown] id="first-loss-note"
 # **Predict** the first loss. A judge that has learnt nothing should be near $\ln 2 = 0.693$. We
@@ -330,6 +330,10 @@ def chances(strengths):
     return judge_by_strength(strengths)(duels)
 
 
+def mean_right(chances):
+    return sum(chance > 0.5 for chance in chances) / len(chances)
+
+
 def accuracy_by_reason(chances):
     rights = {}
     for pair, chance in zip(heldout_pairs, chances, strict=True):
@@ -342,9 +346,8 @@ after = chances(strengths)
 before_by, after_by = accuracy_by_reason(chances(untrained)), accuracy_by_reason(after)
 bars = {"untrained": list(before_by.values()), "trained": list(after_by.values())}
 show(shares_figure(list(after_by), bars, "Held-out pairs: how often is the judge right?"))
-accuracy = sum(chance > 0.5 for chance in after) / len(after)
-measured("held-out pairs judged right:", accuracy, "%")
-band("The reward model is right on three held-out pairs in four", accuracy >= 0.75)
+measured("held-out pairs judged right:", mean_right(after), "%")
+band("The reward model is right on three held-out pairs in four", mean_right(after) >= 0.75)
 band("On truth the reward model is worse than a coin", after_by["true instead of false"] < 0.5)
 
 # %% id="calibration-figure"
@@ -379,6 +382,28 @@ band("Most polite lies win", lies_won > 12)
 # would have needed knowledge. The one accuracy in the headline hid it, and the calibration says so
 # only if you look at the right bin. **Split the accuracy of a judge by reason.** A policy that is
 # paid by this judge will be taught to lie politely.
+#
+# But the base model *has* the knowledge: it has read all about the villagers. A score that hangs on
+# one "yes" has to find it from scratch. So let the strength of a reply be the logprob that the
+# adapter gives to *the reply itself*: a lie is unlikely from the start. Same pairs, same loss, same
+# 40 steps. **Predict** what becomes of truth, and of manners.
+
+# %% id="second-judge"
+reply_config = replace(judge_config, strength="reply")
+reader = service.create_lora_training_client(service.base_model, rank=16, seed=0).result()
+train_reward_model(reader, train_pairs, reply_config, tokenizer=tokenizer, seed=0)
+reader_weights = reader.save_weights_and_get_sampling_client().result()
+reader_after = chances(reward_model(reader_weights, tokenizer, "reply"))
+reader_by = accuracy_by_reason(reader_after)
+bars = {"one yes": list(after_by.values()), "the whole reply": list(reader_by.values())}
+show(shares_figure(list(after_by), bars, "Two judges, one set of pairs: how often right?"))
+band("The second judge is right on 90 % of the pairs", mean_right(reader_after) >= 0.9)
+band("It knows truth, too", reader_by["true instead of false"] > 0.8)
+
+# %% [markdown] id="two-judges"
+# What a reward model starts from decides what it can learn from a few hundred pairs. This one has
+# its own price: its strengths are logprobs of whole replies, so they say nothing across prompts,
+# and only comparisons inside a group make sense. That is what the next section is for.
 #
 # ## From duels to rewards
 #

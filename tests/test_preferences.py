@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from course_lib.preferences import (
     bradley_terry_loss,
     calibration,
     dpo_loss,
-    judgement_tokens,
+    judgement,
     load_pairs,
     train_dpo,
     train_reward_model,
@@ -55,7 +56,9 @@ def test_dpo_by_hand_and_its_gradient():
 
 
 def test_the_judged_token_is_yes_after_the_question():
-    tokens = judgement_tokens((Message("user", "Who?"),), "Mira.", TOKENIZER)
+    rendered = judgement((Message("user", "Who?"),), "Mira.", TOKENIZER)
+    tokens = rendered.tokens
+    assert [at for at, weight in enumerate(rendered.weights) if weight] == [len(tokens) - 1]
     text = TOKENIZER.decode(tokens)
     assert text.endswith("Is this a good reply?<|end|><|assistant|>y")
     assert "<|user|>Who?<|end|><|assistant|>Mira.<|end|>" in text
@@ -91,6 +94,20 @@ def test_the_reward_model_learns_to_say_yes_to_the_better_reply():
     assert result.metrics[-1]["preference/accuracy"] == 1.0
     assert result.metrics[-1]["train/loss"] < result.metrics[0]["train/loss"]
     assert client.calls[:2] == ["forward_backward_custom", "optim_step"]  # both before waiting
+
+
+def test_as_strength_of_a_reply_counts_the_reply_alone():
+    rendered = judgement((Message("user", "Who?"),), "Mira.", TOKENIZER, "reply")
+    counted = [t for t, w in zip(rendered.tokens, rendered.weights, strict=True) if w]
+    assert TOKENIZER.decode(counted) == "Mira.<|end|>"
+
+
+def test_a_reward_model_by_replies_finds_the_better_reply_likelier():
+    client = ToyPolicy(len(TOKENIZER))
+    config = replace(CONFIG, strength="reply")
+    result = train_reward_model(client, PAIRS, config, tokenizer=TOKENIZER)
+    assert result.metrics[-1]["preference/margin"] > 1
+    assert result.metrics[-1]["preference/accuracy"] == 1.0
 
 
 def test_a_stopped_judge_is_no_judge():

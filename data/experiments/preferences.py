@@ -2,9 +2,9 @@
 
     python data/experiments/preferences.py              # two minutes a seed on two cores
 
-For every seed: (a) a Bradley-Terry reward model, its accuracy and calibration on held-out pairs
-(prompts it was not trained on); (b) GRPO paid by a tournament that this reward model judges; (c)
-DPO on the same pairs. (b) and (c) are compared with the SFT model on held-out questions by
+For every seed: (a) two Bradley-Terry reward models, their accuracy and calibration on held-out
+pairs (prompts they were not trained on); (b) GRPO paid by a tournament that the better one judges;
+(c) DPO on the same pairs. (b) and (c) are compared with the SFT model on held-out questions by
 `village_quality`, a rule that nothing was trained on (a draw counts half). Writes
 data/results/preferences.json.
 """
@@ -67,6 +67,18 @@ def pair_results(judge: Judge, pairs: list[Pair]) -> dict[str, Any]:
     }
 
 
+def trained_judge(service: Any, pairs: list[Pair], strength: str, seed: int) -> Judge:
+    """A reward model of its own adapter, trained on `pairs`."""
+    config = replace(JUDGE, strength=strength)
+    client = service.create_lora_training_client(
+        service.base_model, rank=config.lora_rank, seed=seed
+    ).result()
+    tokenizer = client.get_tokenizer()
+    train_reward_model(client, pairs, config, tokenizer=tokenizer, seed=seed)
+    sampler = client.save_weights_and_get_sampling_client().result()
+    return judge_by_strength(reward_model(sampler, tokenizer, strength))
+
+
 def quality(
     sampler: Any, tokenizer: Any, problems: list[Problem]
 ) -> tuple[dict[str, float], list[str]]:
@@ -88,23 +100,16 @@ def run_seed(service: Any, seed: int, folder: Path, problems: list[Problem]) -> 
     train = [pair for pair in pairs if not pair.heldout]
     held = [pair for pair in pairs if pair.heldout]
 
-    judge_client = service.create_lora_training_client(
-        service.base_model, rank=JUDGE.lora_rank, seed=seed
-    ).result()
-    tokenizer = judge_client.get_tokenizer()
-    train_reward_model(judge_client, train, JUDGE, tokenizer=tokenizer, seed=seed)
-    sampler = judge_client.save_weights_and_get_sampling_client().result()
-    trained, rule = (
-        judge_by_strength(reward_model(sampler, tokenizer)),
-        judge_by_rule(VILLAGE.grade),
-    )
+    judges = {name: trained_judge(service, train, name, seed) for name in ("verdict", "reply")}
+    trained, rule = judges["reply"], judge_by_rule(VILLAGE.grade)
+    tokenizer = service.create_sampling_client(sft.sampler_path).result().get_tokenizer()
 
     before, sft_texts = quality(
         service.create_sampling_client(sft.sampler_path).result(), tokenizer, problems
     )
     row: dict[str, Any] = {
         "seed": seed,
-        "reward_model": pair_results(trained, held),
+        "reward_models": {name: pair_results(judge, held) for name, judge in judges.items()},
         "sft": before,
     }
 

@@ -75,14 +75,19 @@ def discovery(found: dict[str, Any]) -> tuple[str, Arms]:
 def preferences(found: dict[str, Any]) -> tuple[str, Arms]:
     """Reward model, and what GRPO and DPO made of the same preferences."""
     seeds = found["seeds"]
-    arms = {"reward model: held-out pairs right": [s["reward_model"]["accuracy"] for s in seeds]}
+    arms = {
+        f"reward model by {name}: held-out pairs right": [
+            s["reward_models"][name]["accuracy"] for s in seeds
+        ]
+        for name in ("verdict", "reply")
+    }
     for name, words in (("grpo", "tournament GRPO"), ("dpo", "DPO")):
-        arms[f"{words}: win rate against SFT"] = [s[name]["win_rate"] for s in seeds]
+        arms[f"{words}: win rate against SFT"] = [s[name]["win_rate_by_rule"] for s in seeds]
         arms[f"{words}: quality"] = [s[name]["quality"] for s in seeds]
     arms["SFT: quality"] = [s["sft"]["quality"] for s in seeds]
     text = (
         f"Village questions, {found['problems']} of them held out. The tournament's judge is the "
-        "reward model; win rate and quality come from a rule that nothing was trained on "
+        "reward model by reply; win rate and quality come from a rule that nothing was trained on "
         "(`village_quality`; a draw counts half)."
     )
     return f"{text}\n\n{by_seed(arms)}", arms

@@ -18,6 +18,8 @@ from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# Contenders end without ado, and Python's keeper of shared resources would remark on it.
+os.environ["PYTHONWARNINGS"] = "ignore:resource_tracker"
 for name in ("COURSE_BACKEND", "TINKER_BASE_URL", "TINKER_API_KEY"):
     os.environ.pop(name, None)
 

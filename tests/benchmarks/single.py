@@ -105,9 +105,9 @@ def exponent(points: list[list[float]]) -> float:
 
 
 def memory(rounds: int, budget_s: float) -> dict[str, Any]:
-    """Peak memory with 2 and with 32 steps of 8,192 tokens in the queue."""
+    """Peak memory with 8 and with 40 steps of 8,192 tokens in the queue."""
     peaks = {}
-    for requests in (2, 32):
+    for requests in (8, 40):
         side = Contender("ours", "ours:queue", {"model": "0.9M", "requests": requests})
         run([side], 1, 0, budget_s)
         peaks[str(requests)] = round(side.peak_mib)

@@ -49,7 +49,7 @@ RESULTS = Path(__file__).parent.parent / "results"
 COMMAND = "python data/experiments/preferences.py"
 VILLAGE = village_environment()
 JUDGE = PreferenceConfig(batch_size=16, epochs=3, learning_rate=2e-3)
-DPO = PreferenceConfig(batch_size=16, epochs=2, learning_rate=5e-4, dpo_beta=0.1)
+DPO = PreferenceConfig(batch_size=16, epochs=3, learning_rate=2e-3, dpo_beta=0.1)
 GRPO = RLConfig(steps=40, prompts_per_step=8, group_size=8, max_tokens=48, save_every=0)
 
 

@@ -50,12 +50,10 @@ def reward_model(
             sampling_client.compute_logprobs(tinker.ModelInput.from_ints(each.tokens))
             for each in rendered
         ]
-        found = {
-            key: sum(
-                w * logprob for w, logprob in zip(each.weights, future.result(), strict=True) if w
-            )
-            for key, each, future in zip(distinct, rendered, futures, strict=True)
-        }
+        found = {}
+        for key, each, future in zip(distinct, rendered, futures, strict=True):
+            pairs = zip(each.weights, future.result(), strict=True)
+            found[key] = sum(weight * (logprob or 0.0) for weight, logprob in pairs)  # first: None
         return [found[problem.messages, text] for problem, text in replies]
 
     return strengths

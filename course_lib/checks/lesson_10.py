@@ -41,7 +41,7 @@ DIAGNOSE = Exercise(
     answers="value",
     reference=diagnoses,
     same=_enough,
-    cases=lambda rng: [(ward(rng.random()),)],
+    cases=lambda rng: [(ward(rng.getrandbits(32)),)],
     mutants={
         "always the rate": Mutant(
             lambda runs: dict.fromkeys(runs, "tiny_rate"),

@@ -8,6 +8,7 @@ import re
 import shlex
 import shutil
 import subprocess
+import sys
 import tomllib
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
@@ -199,14 +200,22 @@ def test_readmes_presets_are_the_presets():
         assert row in README
 
 
-def test_readmes_own_task_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
-    """As printed, with 3 steps in place of 20."""
+def test_readmes_own_task_runs(tmp_path: Path):
+    """As printed, with 3 steps in place of 20, in a process of its own as a reader's would be."""
     (code,) = blocks("python")
     assert code.count("steps=20") == 1
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COURSE_STORE", str(tmp_path / "store"))
-    exec(compile(code.replace("steps=20", "steps=3"), "README.md", "exec"), {})
-    rewards = ast.literal_eval(capsys.readouterr().out.splitlines()[-1])
+    (tmp_path / "task.py").write_text(code.replace("steps=20", "steps=3"))
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("TINKER_", "COURSE_"))}
+    run = subprocess.run(
+        [sys.executable, "task.py"],
+        cwd=tmp_path,
+        env=environment | {"COURSE_ENV_FILE": ""},
+        capture_output=True,
+        text=True,
+        timeout=110,
+    )
+    assert run.returncode == 0, run.stderr
+    rewards = ast.literal_eval(run.stdout.splitlines()[-1])
     assert len(rewards) == 3
     assert all(0 < reward < 1 for reward in rewards)
 

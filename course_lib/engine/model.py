@@ -53,6 +53,7 @@ class BaseModel:
         self.context_length = int(self.config.max_position_embeddings)
         self.vocab_size = model.get_input_embeddings().weight.shape[0]
         self.device, self.dtype = model.device, model.dtype
+        self.parameter_count = model.num_parameters()
         self.plain = sharing_copy(model)  # for sampling
         self.folding = Folding(self.plain)
         self.trained = model  # peft changes this one in place

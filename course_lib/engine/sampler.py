@@ -24,6 +24,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 from transformers.cache_utils import Cache
 
+from course_lib.engine.cores import cores_for
 from course_lib.engine.decoding import Batch, Row
 from course_lib.engine.model import BaseModel, SamplerWeights
 from course_lib.engine.prompts import asks_about_prompt, describe_prompt
@@ -94,7 +95,8 @@ class Sampler:
         if self._batches:
             key, batch = self._batches.popitem(last=False)  # batches take turns
             if batch.rows:
-                batch.step()
+                with cores_for(self.base.parameter_count, len(batch.rows)):
+                    batch.step()
             if batch.rows:
                 self._batches[key] = batch
             elif not self.deterministic:
@@ -176,9 +178,9 @@ class Sampler:
             batch = Batch(self._forward, self._fold(first.weights), self._spare)
             self._spare = None
         every = asks_about_prompt(first.request)
-        logits = batch.admit(
-            [job.request.prompt for job, _ in group], [rows for _, rows in group], every
-        )
+        prompts = [job.request.prompt for job, _ in group]
+        with cores_for(self.base.parameter_count, sum(map(len, prompts))):
+            logits = batch.admit(prompts, [rows for _, rows in group], every)
         for (job, _), its_logits in zip(group, logits, strict=True) if every else ():
             describe_prompt(
                 job.result, job.request, its_logits[-len(job.request.prompt) :], job.seed

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from course_lib.engine.adapter import Adapter
+from course_lib.engine.cores import cores_for
 from course_lib.engine.model import BaseModel
 from course_lib.engine.requests import (
     AdamParams,
@@ -38,6 +39,11 @@ PER_SEQUENCE = ("gspo",)  # its loss of a token depends on the row's other token
 def forward_backward(base: BaseModel, adapter: Adapter, request: TrainRequest) -> TrainResult:
     """Log-probabilities and loss of the data; the adapter gains gradients, if so asked."""
     check_train(request, base.vocab_size, base.context_length)
+    with cores_for(base.parameter_count, sum(len(datum.tokens) for datum in request.data)):
+        return _forward_backward(base, adapter, request)
+
+
+def _forward_backward(base: BaseModel, adapter: Adapter, request: TrainRequest) -> TrainResult:
     outputs: list[dict[str, np.ndarray]] = [{}] * len(request.data)
     total = 0.0
     try:

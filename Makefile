@@ -41,11 +41,11 @@ units: $(STAMP)
 
 notebooks-test: $(STAMP)
 ifneq ($(SOLUTIONS),)
-	$(BIN)/python -m pytest -q --nbval solutions
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile --nbval solutions
 endif
 
 test-student: $(STAMP)
-	$(BIN)/python -m pytest -q --nbval-lax notebooks
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile --nbval-lax notebooks
 
 lab: $(STAMP)
 	$(BIN)/jupyter lab --LabApp.news_url=None --LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate \

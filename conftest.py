@@ -37,6 +37,9 @@ def pytest_configure(config: pytest.Config) -> None:
     for name in set(os.environ) - set(environment):
         del os.environ[name]  # kernels inherit this process's environment: no key, no server
     os.environ.update(environment)
+    if kernels := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0")):
+        # Kernels side by side share the cores; two that each want all of them wait for each other.
+        os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // kernels))
     config.stash[scratch] = folder
     config.option.nbval_sanitize_with = str(Path(__file__).parent / "tests/nbval_sanitize.cfg")
     config.option.nbval_cell_timeout = CELL_TIMEOUT_S

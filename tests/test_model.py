@@ -59,6 +59,17 @@ def test_weights_that_need_unpickling_are_refused(folder):
         BaseModel.load(str(folder), "course/base")
 
 
+def test_a_folder_that_lacks_something_is_told_what(tmp_path):
+    """transformers said "expected str, bytes or os.PathLike object, not NoneType"."""
+    with pytest.raises(CourseError, match=r"the folder holds no config\.json; give a folder with"):
+        BaseModel.load(str(tmp_path), "base")
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(CourseError, match="the folder holds no tokenizer"):
+        BaseModel.load(str(tmp_path), "base")
+    with pytest.raises(CourseError, match="there is no such folder"):
+        BaseModel.load(str(tmp_path / "elsewhere"), "base")
+
+
 def test_a_folder_without_a_tokenizer_is_refused_in_one_line(tmp_path):
     tiny_model().save_pretrained(tmp_path / "model")
     with pytest.raises(CourseError) as caught:

@@ -31,6 +31,8 @@ from course_lib.engine.lora import Folding, lora_config, sharing_copy
 from course_lib.engine.requests import LoraSpec, RequestError
 from course_lib.errors import CourseError
 
+WHAT_TO_GIVE = "give a folder with config.json, tokenizer.json and *.safetensors, or a hub name"
+
 
 @dataclass(frozen=True, eq=False)
 class SamplerWeights:
@@ -72,6 +74,7 @@ class BaseModel:
         dtype: torch.dtype | None = None,
     ) -> BaseModel:
         """Load a folder or hub name: float32 on CPU and MPS, bfloat16 on CUDA, or as told."""
+        check_folder(folder_or_hub)
         refuse_pickles(folder_or_hub)
         device = device or default_device()
         dtype = dtype or (torch.bfloat16 if device.startswith("cuda") else torch.float32)
@@ -79,10 +82,7 @@ class BaseModel:
             folder = Path(cached_file(folder_or_hub, "config.json")).parent
             tokenizer = AutoTokenizer.from_pretrained(folder)
         except (OSError, ValueError, TypeError, KeyError) as error:
-            remedy = (
-                "give a folder with config.json, tokenizer.json and *.safetensors, or a hub name"
-            )
-            raise CourseError(folder_or_hub, first_line(error), remedy) from error
+            raise CourseError(folder_or_hub, first_line(error), WHAT_TO_GIVE) from error
         try:
             model = AutoModelForCausalLM.from_pretrained(
                 folder_or_hub, dtype=dtype, use_safetensors=True, attn_implementation="sdpa"
@@ -190,6 +190,18 @@ def default_device() -> str:
     if torch.cuda.is_available():
         return "cuda"
     return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def check_folder(folder_or_hub: str) -> None:
+    """Say what a folder lacks before the libraries say it in their words; hub names pass."""
+    path = Path(folder_or_hub).expanduser()
+    if path.is_dir():
+        needed = {"config.json": ["config.json"], "tokenizer": ["tokenizer*", "vocab*"]}
+        for name, patterns in needed.items():
+            if not any(file for pattern in patterns for file in path.glob(pattern)):
+                raise CourseError(folder_or_hub, f"the folder holds no {name}", WHAT_TO_GIVE)
+    elif path.is_absolute() or folder_or_hub.startswith((".", "~")):
+        raise CourseError(folder_or_hub, "there is no such folder", WHAT_TO_GIVE)
 
 
 def refuse_pickles(folder: str) -> None:

@@ -122,7 +122,9 @@ for right, n in ((5, 10), (50, 100), (10, 10)):
 # %% id="interval-figure"
 from course_lib.plots.groups import intervals_figure
 
-found = {name: judge(name, samples=SAMPLES) for name in samplers}
+found = {  # each model with a sampling seed of its own: one seed for all would share its luck
+    name: judge(name, samples=SAMPLES, seed=seed) for seed, name in enumerate(samplers)
+}
 sizes = (15, 30, 60, 120)
 shares = [sum(each.correct) / SAMPLES for each in found["GRPO"].records]
 values = [sum(shares[:n]) / n for n in sizes]
@@ -248,7 +250,8 @@ show(intervals_figure(names, gains, intervals, title, "gain (share of problems)"
 #
 # The widget takes some of our problems and asks the question of them alone. Begin with all 120,
 # then take 20, and change the seed. **Predict**: with 20 problems, does the nudged model ever look
-# better? Does GRPO ever look as if it had learnt nothing?
+# better, or worse, for certain? Then put `"GRPO"` in its place, run the cell again, and ask whether
+# it ever looks as if it had learnt nothing.
 
 # %% id="luck-widget"
 from course_lib.widgets import luck_explorer

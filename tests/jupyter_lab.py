@@ -51,7 +51,7 @@ def browser_path() -> str:
 
 @contextmanager
 def running_lab(folder: Path) -> Iterator[str]:
-    """A JupyterLab server on copies of the student notebooks; gives its address with the token."""
+    """A JupyterLab server on copies of the student notebooks; gives open_notebook's address."""
     notebooks = folder / "notebooks"
     shutil.copytree(ROOT / "notebooks", notebooks)
     for name, text in SETTINGS.items():
@@ -82,7 +82,8 @@ def running_lab(folder: Path) -> Iterator[str]:
         server = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
         try:
             _wait_for(f"http://127.0.0.1:{port}/api/status?token={token}", server, log.name)
-            yield f"http://127.0.0.1:{port}/lab/tree/{{}}?token={token}"
+            # A workspace each: a shared one opens the earlier notebooks again, one of them on top.
+            yield f"http://127.0.0.1:{port}/lab/workspaces/{{}}/tree/{{}}?token={token}"
         finally:
             server.terminate()
             server.wait(timeout=30)
@@ -115,7 +116,7 @@ def running_page() -> Iterator[Page]:
 
 def open_notebook(page: Page, address: str, name: str) -> Locator:
     """Open it as from the file browser; wait until its kernel can be used."""
-    page.goto(address.format(name))
+    page.goto(address.format(Path(name).stem, name))
     page.wait_for_function(
         "() => typeof jupyterapp !== 'undefined' && jupyterapp.shell.currentWidget?.content?.model"
         " && jupyterapp.shell.currentWidget.sessionContext?.session?.kernel?.status === 'idle'",

@@ -242,7 +242,7 @@ short = render_conversation(Conversation(example.messages[:2]), tokenizer)
 pieces = [tokenizer.decode([token]) for token in short.tokens]
 print(f"{'input':>14}  {'target':>14}  weight")
 for read, predicted, weight in zip(*shift(pieces, short.weights), strict=True):
-    print(f"{read:>14}  {predicted:>14}  {weight:.0f}")
+    print(f"{read!r:>14}  {predicted!r:>14}  {weight:.0f}")
 
 # %% [markdown] id="shift-source"
 # The first line with weight 1 reads the header `<|assistant|>` and predicts the first word of the
@@ -279,7 +279,7 @@ measured("share of the tokens that is trained on:", trained, "%")
 # | --- | --- |
 # | last answer | none |
 # | questions, too | weight 1 everywhere |
-# | end missing | `<|end|>` of the answer has weight 0 |
+# | end missing | the end marker of the answer has weight 0 |
 # | one early | weights shifted with the inputs instead of the targets |
 
 # %% id="settings"

@@ -33,7 +33,7 @@ def test_the_first_measure_stands_above_the_second_within_each_name():
 
 def test_the_words_tell_every_number():
     words = description(shares_figure(["good mask", "bad mask"], SHARES, "T"))
-    assert words == ("T. good mask: right 25%, stopped 100%; bad mask: right 0%, stopped 50%.")
+    assert words == ("T: good mask: right 25%, stopped 100%; bad mask: right 0%, stopped 50%.")
 
 
 def test_the_cut_change_is_drawn_by_rank_with_its_improvement_and_its_energy():

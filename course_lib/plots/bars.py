@@ -18,7 +18,7 @@ from course_lib.plots.style import (
     percent_axis,
 )
 from course_lib.plots.tokens import shown
-from course_lib.plots.words import describe
+from course_lib.plots.words import describe, titled
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -54,7 +54,7 @@ def next_token_figure(
         axes.legend(loc="lower right")
     best = [tokens[max(rows, key=lambda row: values[row])] for values in (before, after)]
     words = f"likeliest {names[0]}: {shown(best[0])}; {names[1]}: {shown(best[1])}."
-    return describe(figure, f"{title} {words}")
+    return describe(figure, titled(title, words))
 
 
 def _beside(axes: Axes, place: float, value: float) -> None:
@@ -88,7 +88,7 @@ def stacked_figure(
         figure.suptitle(title, x=0.01, ha="left", fontsize=11, fontweight="bold")
     best = names[max(rows, key=lambda row: totals[row])]
     made = ", ".join(parts)
-    return describe(figure, f"{title}: bars made of {made}. Highest: {_short(best)}.")
+    return describe(figure, titled(title, f"bars made of {made}. Highest: {_short(best)}."))
 
 
 def _short(text: str, most: int = 44) -> str:
@@ -115,4 +115,4 @@ def counts_figure(
         if marks:
             axes.legend()
     words = f"{len(values)} values between {min(values):.3g} and {max(values):.3g}"
-    return describe(figure, f"{title}: {words}.")
+    return describe(figure, titled(title, f"{words}."))

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from course_lib.plots.style import BLUE, GREY, INK, course_style, new_figure, step_axis
-from course_lib.plots.words import describe, span
+from course_lib.plots.words import describe, span, titled
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -43,7 +43,7 @@ def clinic_figure(rows: Rows, healthy: Rows, title: str) -> Figure:
         handles, names = axes.flat[0].get_legend_handles_labels()
         figure.legend(handles, names, loc="outside lower right", ncols=2, fontsize=9)
     told = [f"{name} {span(curve(rows, metric)[1])}" for metric, name, _ in PANELS]
-    return describe(figure, f"{title}: " + "; ".join(told) + ".")
+    return describe(figure, titled(title, "; ".join(told) + "."))
 
 
 def curve(rows: Rows, metric: str) -> tuple[list[int], list[float]]:

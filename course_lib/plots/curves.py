@@ -18,7 +18,7 @@ from course_lib.plots.style import (
     new_figure,
     step_axis,
 )
-from course_lib.plots.words import describe, span
+from course_lib.plots.words import describe, span, titled
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -51,7 +51,7 @@ def curves_figure(
         if len(runs) > 1:
             axes.legend(loc="best")
     words = "; ".join(f"{name} {span(list(values))}" for name, values in runs.items())
-    return describe(figure, f"{title}: {y} by {x}. {words}.")
+    return describe(figure, titled(title, f"{y} by {x}. {words}."))
 
 
 def _line(axes: Axes, number: int, name: str, x: Sequence[float], y: Sequence[float]) -> None:
@@ -97,7 +97,7 @@ def two_curves_figure(
         axes[1].set_xlabel(x)
         step_axis(axes[1])
     words = f"{names[0]} {span(list(left))}; {names[1]} {span(list(right))}"
-    return describe(figure, f"{title}: {words}.")
+    return describe(figure, titled(title, f"{words}."))
 
 
 def live_figure(rows: Sequence[Mapping[str, Any]], total: int) -> Figure:

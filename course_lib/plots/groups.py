@@ -18,7 +18,7 @@ from course_lib.plots.style import (
     new_figure,
     percent_axis,
 )
-from course_lib.plots.words import describe
+from course_lib.plots.words import describe, titled
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -98,4 +98,4 @@ def intervals_figure(
         f"{name} {value:.3g} ({low:.3g} to {high:.3g})"
         for name, value, (low, high) in zip(names, values, intervals, strict=True)
     )
-    return describe(figure, f"{title}: {words}.")
+    return describe(figure, titled(title, f"{words}."))

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from course_lib.plots.style import INK, course_style, label, new_figure
-from course_lib.plots.words import describe
+from course_lib.plots.words import describe, titled
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -49,8 +49,10 @@ def heat_map(
         if len(flat) <= MOST_NUMBERS:
             _numbers(axes, values, low, high, signed, digits)
     shape = f"{len(values)} by {len(values[0])}"
-    words = f"Heat map, {shape}: {y} by {x}, {unit} between {min(flat):.3g} and {max(flat):.3g}."
-    return describe(figure, f"{title}. {words}")
+    axes_words = " by ".join(filter(None, (y, x)))
+    what = ", ".join(filter(None, (axes_words, unit)))
+    words = f"Heat map, {shape}: {what} between {min(flat):.3g} and {max(flat):.3g}."
+    return describe(figure, titled(title, words))
 
 
 def _ticks(axes, rows: Sequence[str] | None, columns: Sequence[str] | None) -> None:

@@ -18,7 +18,7 @@ from course_lib.plots.style import (
     new_figure,
     percent_axis,
 )
-from course_lib.plots.words import describe
+from course_lib.plots.words import describe, titled
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -48,7 +48,7 @@ def spectrum_figure(singular_values: Sequence[float], rank: int, title: str) -> 
         right.annotate(text, (rank, kept[rank - 1]), (8, -14), textcoords="offset points")
         label(right, "Energy kept", "rank", "share")
         percent_axis(right)
-    return describe(figure, f"{title}: rank {rank} keeps {kept[rank - 1]:.0%} of the energy.")
+    return describe(figure, titled(title, f"rank {rank} keeps {kept[rank - 1]:.0%} of the energy."))
 
 
 def kept_figure(

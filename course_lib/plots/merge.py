@@ -14,7 +14,7 @@ from course_lib.plots.style import (
     new_figure,
     percent_axis,
 )
-from course_lib.plots.words import describe
+from course_lib.plots.words import describe, titled
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -92,4 +92,4 @@ def rounding_figure(
         axes.legend(loc="upper right")
     first, last = (f"{share:.0%}" for share in (unmoved[0], unmoved[-1]))
     words = f"from {first} unmoved weights at {sizes[0]:.1g} to {last} at {sizes[-1]:.1g}"
-    return describe(figure, f"{title}: {words} of the weight.")
+    return describe(figure, titled(title, f"{words} of the weight."))

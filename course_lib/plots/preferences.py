@@ -18,7 +18,7 @@ from course_lib.plots.style import (
     percent_axis,
     step_axis,
 )
-from course_lib.plots.words import describe, span
+from course_lib.plots.words import describe, span, titled
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -49,7 +49,7 @@ def calibration_figure(bins: Sequence[tuple[float, float, int]], title: str) -> 
         f"{confidence:.0%} sure, {right:.0%} right ({count})"
         for confidence, right, count in zip(confidences, rights, counts, strict=True)
     )
-    return describe(figure, f"{title}: {words}.")
+    return describe(figure, titled(title, f"{words}."))
 
 
 def arms_figure(
@@ -77,4 +77,4 @@ def arms_figure(
         f"{arm}: " + ", ".join(f"{n} {span(list(v))}" for n, v in zip(names, curves, strict=True))
         for arm, curves in arms.items()
     )
-    return describe(figure, f"{title}. {words}.")
+    return describe(figure, titled(title, f"{words}."))

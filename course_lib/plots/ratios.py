@@ -16,7 +16,7 @@ from course_lib.plots.style import (
     legend_above,
     new_figure,
 )
-from course_lib.plots.words import describe
+from course_lib.plots.words import describe, titled
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -59,7 +59,7 @@ def ratio_histogram(
         axes.legend(loc="upper right")
     share = lost / max(1, len(up) + len(down))
     words = f"{len(up) + len(down)} tokens; outside the clip {clip[0]} .. {clip[1]}: {share:.0%}"
-    return describe(figure, f"{title} Histogram of ratios: {words}.")
+    return describe(figure, titled(title, f"Histogram of ratios: {words}."))
 
 
 def _plain_ticks(axes) -> None:
@@ -122,4 +122,4 @@ def clipped_share_figure(
         legend_above(axes)
         figure.suptitle(title, x=0.01, ha="left", fontsize=11, fontweight="bold")
     words = "; ".join(f"{name}: {up:.0%} and {down:.0%}" for name, (up, down) in shares.items())
-    return describe(figure, f"{title} Positive and negative advantage: {words}.")
+    return describe(figure, titled(title, f"Positive and negative advantage: {words}."))

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from course_lib.plots.style import CYCLE, INK, MARKERS, course_style, label, new_figure
-from course_lib.plots.words import describe
+from course_lib.plots.words import describe, titled
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -36,4 +36,4 @@ def agreement_figure(
         for name, values in others.items()
     }
     words = "; ".join(f"{name} differs by at most {gap:.2g}" for name, gap in apart.items())
-    return describe(figure, f"{title}: {words}.")
+    return describe(figure, titled(title, f"{words}."))

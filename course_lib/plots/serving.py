@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from course_lib.plots.style import CYCLE, INK, course_style, label, new_figure
-from course_lib.plots.words import describe
+from course_lib.plots.words import describe, titled
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -39,4 +39,4 @@ def timeline_figure(scenarios: Mapping[str, Sequence[Call]], title: str) -> Figu
         f"{name}: the last answer ends at {max(last for _, _, last in calls):.2g} s"
         for name, calls in scenarios.items()
     )
-    return describe(figure, f"{title}. {ends}.")
+    return describe(figure, titled(title, f"{ends}."))

@@ -14,7 +14,7 @@ from course_lib.plots.style import (
     new_figure,
     percent_axis,
 )
-from course_lib.plots.words import describe
+from course_lib.plots.words import describe, titled
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -53,4 +53,4 @@ def shares_figure(
         + ", ".join(f"{measure} {values[row]:.0%}" for measure, values in shares.items())
         for row, name in enumerate(names)
     )
-    return describe(figure, f"{title}. {'; '.join(rows)}.")
+    return describe(figure, titled(title, f"{'; '.join(rows)}."))

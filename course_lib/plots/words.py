@@ -14,6 +14,11 @@ def describe(figure: Figure, text: str) -> Figure:
     return figure
 
 
+def titled(title: str, words: str) -> str:
+    """A description that begins with the title: "Loss: from 2 to 1", "Who pays? Heat map ..."."""
+    return f"{title} {words}" if title.endswith(("?", "!", ".", ":")) else f"{title}: {words}"
+
+
 def description(figure: Figure) -> str:
     """The description of a figure; empty if it has none."""
     return str(figure.get_label())

@@ -33,7 +33,7 @@ def _tokens(rng: random.Random) -> list[tuple]:
         advantages = [rng.choice([-0.5, 0.25, 0.75])] * length
         prompt = rng.randrange(1, length - 1)
         cases.append((target, sampled, advantages, [float(i >= prompt) for i in range(length)]))
-    return cases
+    return [*cases, (*cases[-1][:3], [1.0] * length)]  # no prompt: the first token counts as well
 
 
 IS_LOSS = Exercise(
@@ -72,6 +72,25 @@ IS_LOSS = Exercise(
             "That is plain REINFORCE, -A x logprob: right on policy, and biased as soon as the "
             "weights have moved.",
         ),
+        "quotient of logarithms": Mutant(
+            _with_ratio(lambda lp, q: lp / q),
+            "It divides one log-probability by the other. The ratio is one of probabilities: exp "
+            "of the difference.",
+        ),
+        "not summed": Mutant(
+            lambda lp, q, a, m: [
+                -math.exp(x - y) * z * w for x, y, z, w in zip(lp, q, a, m, strict=True)
+            ],
+            "Those are the losses of the single tokens. Give their sum, one number.",
+        ),
+        "ratio of the whole answer": Mutant(
+            lambda lp, q, a, m: (
+                -math.exp(sum((x - y) * w for x, y, w in zip(lp, q, m, strict=True)))
+                * sum(z * w for z, w in zip(a, m, strict=True))
+            ),
+            "That is one ratio for the whole answer. Here each token has its own, and its own "
+            "term in the sum.",
+        ),
     },
     hints=(
         "Each completion token asks: how much likelier is it now than when it was sampled?",
@@ -99,7 +118,7 @@ def _ratios(rng: random.Random) -> list[tuple]:
     ratios = [
         round(r, 2) for r in (rng.uniform(0.2, 0.7), rng.uniform(0.85, 1.15), rng.uniform(1.3, 3.0))
     ]
-    return [(r, a, 0.8, high) for r in ratios for a in (1.0, -0.5) for high in (1.2, 1.28)]
+    return [(r, a, 0.8, high) for r in ratios for a in (1.0, 1.5, -0.5) for high in (1.2, 1.28)]
 
 
 PPO_LOSS = Exercise(
@@ -131,6 +150,16 @@ PPO_LOSS = Exercise(
         "no clip": Mutant(
             lambda r, a, low, high: -r * a,
             "Nothing is clipped: that is the importance-sampling loss.",
+        ),
+        "product clipped": Mutant(
+            lambda r, a, low, high: -min(r * a, _clipped(r * a, low, high)),
+            "The product of ratio and advantage is clipped. Clip the ratio alone, then multiply "
+            "by the advantage.",
+        ),
+        "upper bound only": Mutant(
+            lambda r, a, low, high: -min(r * a, min(r, high) * a),
+            "The lower bound is missing: a bad token that has become rare enough is still pushed "
+            "down.",
         ),
     },
     properties=(
@@ -187,6 +216,15 @@ PPO_GRADIENT = Exercise(
             lambda r, a, low, high: r < high,
             "The upper bound stops only good tokens. A bad token far above it must be pushed "
             "down, and is.",
+        ),
+        "the silent ones": Mutant(
+            lambda r, a, low, high: not ppo_learns(r, a, low, high),
+            "That names the silent tokens. Give True for those that still have a gradient.",
+        ),
+        "good tokens only": Mutant(
+            lambda r, a, low, high: not (a > 0 and r > high),
+            "It silences good tokens only. A bad token falls silent as well, once it is rare "
+            "enough.",
         ),
     },
     hints=(

@@ -63,6 +63,28 @@ KL_K3 = Exercise(
             lambda policy, reference: kl_k3(policy, reference) * len(policy),
             "That is the sum over the tokens; the mean does not grow with the length.",
         ),
+        "no mean": Mutant(
+            lambda policy, reference: [
+                math.exp(q - p) - 1 - (q - p) for p, q in zip(policy, reference, strict=True)
+            ],
+            "Those are the values of the single tokens. Give their mean, one number.",
+        ),
+        "d added": Mutant(
+            _mean_of(lambda d: math.exp(d) - 1 + d),
+            "d is added where k3 subtracts it, so the two parts no longer balance near d = 0.",
+        ),
+        "two signs of d": Mutant(
+            _mean_of(lambda d: math.exp(-d) - 1 - d),
+            "The two d's have opposite signs. Take the difference once, reference minus policy, "
+            "and use it in both places.",
+        ),
+        "weighted again": Mutant(
+            lambda policy, reference: sum(
+                math.exp(p) * (p - q) for p, q in zip(policy, reference, strict=True)
+            ),
+            "It weighs each token by its probability. The tokens were sampled, so likely ones "
+            "already come more often: a plain mean is enough.",
+        ),
     },
     properties=(
         Property(
@@ -120,6 +142,15 @@ LENGTH_BIAS = Exercise(
             "Nothing is divided. There is no bias in that, but the step then grows with "
             "max_tokens, and the learning rate would have to follow.",
         ),
+        "all tokens of the group": Mutant(
+            lambda a, n, limit: [x / sum(n) for x in a],
+            "It divides by the tokens of the whole group. Within the group all is fair, but a "
+            "group can still change its own divisor.",
+        ),
+        "one entry a token": Mutant(
+            lambda a, n, limit: [[x / limit] * m for x, m in zip(a, n, strict=True)],
+            "That repeats the number for every token. Give it once for each completion.",
+        ),
     },
     hints=(
         "Two wrong answers, one of 5 tokens and one of 50: what does each of their tokens lose "
@@ -136,11 +167,11 @@ LENGTH_BIAS = Exercise(
 
 def log_ratio_at_start(logits: Numbers, token: int, temperature: float) -> float:
     """Log ratio of an untouched model: trainer (temperature 1) over a sampler at `temperature`."""
+    return _logprob(logits, token) - _logprob([z / temperature for z in logits], token)
 
-    def logprob(scaled: Numbers) -> float:
-        return scaled[token] - math.log(sum(math.exp(z) for z in scaled))
 
-    return logprob(logits) - logprob([z / temperature for z in logits])
+def _logprob(logits: Numbers, token: int) -> float:
+    return logits[token] - math.log(sum(math.exp(z) for z in logits))
 
 
 TEMPERATURE = Exercise(
@@ -170,6 +201,15 @@ TEMPERATURE = Exercise(
             lambda z, t, T: 0.0,
             "It would be 0 if both used the same temperature. The trainer's log-probabilities "
             "are always at 1.",
+        ),
+        "logprob divided": Mutant(
+            lambda z, t, T: _logprob(z, t) * (1 - 1 / T),
+            "A log-probability was divided by the temperature. Divide the logits, and normalise "
+            "after that.",
+        ),
+        "the ratio": Mutant(
+            lambda z, t, T: math.exp(log_ratio_at_start(z, t, T)),
+            "That is the ratio. Give its logarithm.",
         ),
     },
     properties=(
@@ -233,6 +273,15 @@ DPO = Exercise(
         "no logarithm": Mutant(
             lambda p, r, beta: 1 - 1 / (1 + math.exp(-beta * ((p[0] - r[0]) - (p[1] - r[1])))),
             "That is a probability. The loss is minus the logarithm of the sigmoid.",
+        ),
+        "sign": Mutant(
+            lambda p, r, beta: -dpo_loss(p, r, beta),
+            "The minus sign is missing: a logarithm of a sigmoid is negative, and a loss is not.",
+        ),
+        "ratios of probabilities": Mutant(
+            lambda p, r, beta: _softplus(-beta * (math.exp(p[0] - r[0]) - math.exp(p[1] - r[1]))),
+            "It compares the ratios themselves. The formula takes their logarithms, which are "
+            "plain differences of logprobs.",
         ),
         "rewards of chosen only": Mutant(
             lambda p, r, beta: _softplus(-beta * (p[0] - r[0])),

@@ -40,6 +40,18 @@ PASS_AT_K = Exercise(
             lambda n, c, k: math.comb(c, k) / math.comb(n, k),
             "That is the chance that all k are right. pass@k asks for at least one.",
         ),
+        "none right": Mutant(
+            lambda n, c, k: math.comb(n - c, k) / math.comb(n, k),
+            "That is the chance that none of the k is right. pass@k is one minus it.",
+        ),
+        "any of the n": Mutant(
+            lambda n, c, k: float(c > 0),
+            "That asks for a right one among all n. Only k of them are drawn.",
+        ),
+        "per cent": Mutant(
+            lambda n, c, k: 100 * pass_at_k(n, c, k),
+            "Those are per cents. A chance lies between 0 and 1.",
+        ),
     },
     properties=(
         Property(
@@ -117,6 +129,17 @@ PAIRED = Exercise(
             ),
             "The spread is divided by n. For a sample it is n - 1 (statistics.stdev).",
         ),
+        "variance": Mutant(
+            lambda before, after: (
+                paired_difference(before, after)[0],
+                paired_difference(before, after)[1] ** 2,
+            ),
+            "The second number is a variance. Take its root, so that it has the unit of the gain.",
+        ),
+        "other order": Mutant(
+            lambda before, after: paired_difference(before, after)[::-1],
+            "The two numbers have changed places: first the mean gain, then its error.",
+        ),
     },
     hints=(
         "One number per problem: its gain. After that there is only one list left.",
@@ -190,6 +213,28 @@ DECIDE = Exercise(
             "Better and worse are exchanged: the intervals are of after minus before.",
         ),
     },
+    properties=(
+        Property(
+            lambda decided, runs: decided.keys() == runs.keys(),
+            "Give a dict with one entry for each run, under the run's own letter.",
+        ),
+        Property(
+            lambda decided, runs: set(decided.values()) <= {"better", "worse", "no evidence"},
+            'A word is not one of "better", "worse" and "no evidence", spelled just so.',
+        ),
+        Property(
+            lambda decided, runs: all(
+                decided[name] == "no evidence"
+                for name, (low, high) in runs.items()
+                if low < 0 < high
+            ),
+            "A run was decided although its interval holds 0: luck alone explains such a gain.",
+        ),
+        Property(
+            lambda decided, runs: decided == verdicts(runs),
+            "A run whose whole interval lies on one side of 0 was not named by that side.",
+        ),
+    ),
     hints=(
         "Ask of each interval: does it hold 0?",
         "If 0 lies inside, chance alone explains the gain.",
@@ -245,6 +290,11 @@ COST = Exercise(
         "one step": Mutant(
             lambda s, p, g, i, o: (p * i, p * g * o, p * g * (i + o)),
             "That is a single step.",
+        ),
+        "prompt trained once": Mutant(
+            lambda s, p, g, i, o: (s * p * i, s * p * g * o, s * p * (i + g * o)),
+            "The trainer reads the prompt again with every completion; only the sampler shares it "
+            "within a group.",
         ),
     },
     hints=(

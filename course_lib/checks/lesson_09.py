@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hmac
 import random
+import re
 
+from course_lib.checks.compare import close
 from course_lib.checks.exercise import Exercise, Mutant, Property
 
 Matrix = list[list[float]]
@@ -77,7 +79,21 @@ MERGE = Exercise(
             ],
             "That is the change alone. The merged weight is the frozen one plus the change.",
         ),
+        "width for rank": Mutant(
+            lambda W, A, B, alpha: _merge(W, A, B, alpha / len(B)),
+            "It divides by the width of the layer. The rank is the narrow side: the rows of A, the "
+            "columns of B.",
+        ),
     },
+    properties=(
+        Property(
+            lambda f, W, A, B, alpha: close(
+                f([*W, W[0]], A, [*B, B[0]], alpha), merge([*W, W[0]], A, [*B, B[0]], alpha)
+            ),
+            "It is right for square weights only. W has d_out rows and d_in columns, and they may "
+            "differ.",
+        ),
+    ),
     hints=(
         "After the merge there is one matrix that does what two paths did before.",
         "Entry (i, j) of the product B A is the sum over the rank of B[i][k] times A[k][j].",
@@ -107,8 +123,10 @@ def _logits(rng: random.Random) -> list[tuple]:
     half = [(x + y) / 2 for x, y in zip(base, adapted, strict=True)]
     one_off = [*adapted[:-1], adapted[-1] + 0.003]
     low = [*adapted[:-1], adapted[-1] - 0.5]
+    hardly = [x + 1e-5 for x in base]  # an adapter whose effect is lost in the rounding
     return [(base, adapted, m, 1e-3) for m in (adapted, noise, base, half, one_off, low)] + [
-        (base, base, base, 1e-3)
+        (base, base, base, 1e-3),
+        (base, hardly, hardly, 1e-3),
     ]
 
 
@@ -151,6 +169,20 @@ MERGE_TEST = Exercise(
             ),
             "Logits that are too low pass. Take absolute values.",
         ),
+        "same best token": Mutant(
+            lambda base, adapted, merged, tolerance: (
+                adapted.index(max(adapted)) == merged.index(max(merged))
+            ),
+            "It compares the likeliest token only. A wrong merge often agrees on that; compare "
+            "every logit.",
+        ),
+        "any difference from the base": Mutant(
+            lambda base, adapted, merged, tolerance: (
+                _apart(merged, adapted) <= tolerance and merged != base
+            ),
+            "A difference from the base as small as rounding counts as training. It must be larger "
+            "than the tolerance.",
+        ),
     },
     hints=(
         "Three models, two comparisons: which two must agree, and which two must not?",
@@ -177,7 +209,7 @@ Fine-tuned from {base_model} with LoRA, then GRPO.
 
 ## Evaluation
 
-{accuracy:.1%} of {problems} held-out problems, sampled at temperature 1.
+{accuracy:.1%} of {problems} held-out problems, answered greedily.
 
 ## Limitations
 
@@ -202,22 +234,32 @@ NO_LICENCE = "The front matter has no license (spelled so): without one nobody m
 NO_NUMBERS = (
     "The accuracy (as a percentage) and the number of problems are missing: a claim needs both."
 )
-NO_LIMITS = "There is no section on limitations. What was not measured has to be said, too."
+NO_LIMITS = (
+    "There is no section on limitations, or nothing stands in it. What was not measured has to be "
+    "said, too."
+)
 
 
 def _has_key(key: str, position: int):
     def holds(f, *case) -> bool:
-        return f"{key}: {case[position]}" in _front_matter(f(*case))
+        lines = (line.replace('"', "").replace("'", "") for line in _front_matter(f(*case)))
+        return any(line.split() == [f"{key}:", case[position]] for line in lines)
 
     return holds
 
 
 def _has_numbers(f, name, base_model, licence, accuracy, problems) -> bool:
     text = f(name, base_model, licence, accuracy, problems)
+    per_cents = [float(number) for number in re.findall(r"(\d+(?:\.\d+)?) ?%", text)]
     return (
-        any(number in text for number in (f"{accuracy:.0%}", f"{accuracy:.1%}"))
-        and str(problems) in text
+        any(abs(number - 100 * accuracy) <= 0.5 for number in per_cents)
+        and re.search(rf"\b{problems}\b", text) is not None
     )
+
+
+def _has_limits(f, *case) -> bool:
+    found = re.search(r"\blimit\w*(.*)", f(*case), re.IGNORECASE | re.DOTALL)
+    return found is not None and len(re.findall(r"\w+", found[1])) >= 3
 
 
 MODEL_CARD = Exercise(
@@ -241,7 +283,7 @@ MODEL_CARD = Exercise(
         Property(_has_key("base_model", 1), NO_BASE),
         Property(_has_key("license", 2), NO_LICENCE),
         Property(_has_numbers, NO_NUMBERS),
-        Property(lambda f, *case: "limitation" in f(*case).lower(), NO_LIMITS),
+        Property(_has_limits, NO_LIMITS),
     ),
     mutants={
         "prose only": Mutant(lambda *case: model_card(*case).split("---\n", 2)[2], NO_FRONT),
@@ -286,6 +328,7 @@ def _requests(rng: random.Random) -> list[tuple]:
         ({"authorization": f"Bearer {key}", "accept": "*/*"}, key),
         ({"Authorization": f"Bearer {key}x"}, key),
         ({"Authorization": f"Bearer {key[:-1]}"}, key),
+        ({"Authorization": f"Bearer {key.upper()}"}, key),
         ({"Authorization": key}, key),
         ({"Authorization": "Bearer "}, key),
         ({"Authorization": "Bearer "}, ""),
@@ -326,6 +369,17 @@ AUTHORISED = Exercise(
         "case of the name": Mutant(
             lambda headers, key: bool(key) and headers.get("Authorization") == f"Bearer {key}",
             "It knows only one spelling of the header's name; HTTP header names have no case.",
+        ),
+        "lower case only": Mutant(
+            lambda headers, key: bool(key) and headers.get("authorization") == f"Bearer {key}",
+            "It looks for the header's name in lower case only. Lower the names that came in "
+            "first: HTTP header names have no case.",
+        ),
+        "key in any case": Mutant(
+            _looks_for(
+                lambda got, key: bool(key) and (got or "").lower() == f"Bearer {key}".lower()
+            ),
+            "The key gets in with other capitals. Header names have no case, but a key has.",
         ),
         "no scheme": Mutant(
             _looks_for(lambda got, key: bool(key) and (got or "").removeprefix("Bearer ") == key),

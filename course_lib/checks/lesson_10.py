@@ -8,7 +8,7 @@ from typing import Any
 
 from course_lib.checks.exercise import Exercise, Mutant, Property
 from course_lib.checks.lesson_01 import line_fault
-from course_lib.recordings import Recording, ward
+from course_lib.recordings import KINDS, Recording, ward
 
 NEEDED = 6  # right ones out of eight
 RISING = ("length_explosion", "hacked_reward", "entropy_collapse")  # rewarded for the wrong thing
@@ -23,6 +23,10 @@ def _enough(left: Any, right: Any) -> bool:
     if not isinstance(left, dict) or not isinstance(right, dict) or left.keys() != right.keys():
         return False
     return sum(left[name] == right[name] for name in right) >= NEEDED
+
+
+def _right(named: dict[str, str], runs: dict[str, Recording]) -> int:
+    return sum(named[name] == run.kind for name, run in runs.items())
 
 
 def _instead(changes: dict[str, str]):
@@ -70,6 +74,27 @@ DIAGNOSE = Exercise(
             "what moved first, the KL or the entropy. And of two signs name the more special one.",
         ),
     },
+    properties=(
+        Property(
+            lambda named, runs: named.keys() == runs.keys(),
+            "Give a dict with a kind for every run, under its letter. Six right ones are enough: "
+            "a guess for the rest costs nothing.",
+        ),
+        Property(
+            lambda named, runs: set(named.values()) <= set(KINDS),
+            "A kind is not spelled as in the table: small letters, words joined by `_`.",
+        ),
+        Property(
+            lambda named, runs: _right(named, runs) > 2,
+            "Fewer than three are right. Begin with the two kinds that one panel shows at the "
+            "first step: the ratio, and the dead groups.",
+        ),
+        Property(
+            lambda named, runs: _right(named, runs) >= NEEDED,
+            "Three to five are right. Take the runs by pairs that look alike, and ask in which "
+            "panel they differ.",
+        ),
+    ),
     hints=(
         "Look for the one panel in which the run leaves the grey curve first or furthest.",
         "Two kinds can be read off a single panel from the first step: the ratio, and the dead "
@@ -84,18 +109,22 @@ DIAGNOSE = Exercise(
 
 def own_rows() -> str:
     """Three conversations of one's own, one JSON object per line."""
-    rows = [("heron", "bird"), ("trout", "fish"), ("beetle", "insect")]
+    rows = [
+        ("What is 20 + 14 + 33?", "It is 67."),
+        ("Is the mill open?", "It is open today."),
+        ("Who are you?", "I am the miller."),
+    ]
     return "".join(
         json.dumps(
             {
                 "messages": [
-                    {"role": "user", "content": f"What is a {name}?"},
-                    {"role": "assistant", "content": f"A {name} is a kind of {kind}."},
+                    {"role": "user", "content": question},
+                    {"role": "assistant", "content": answer},
                 ]
             }
         )
         + "\n"
-        for name, kind in rows
+        for question, answer in rows
     )
 
 
@@ -107,6 +136,11 @@ def _answers(text: Any) -> set[str]:
     return {json.loads(line)["messages"][-1]["content"] for line in _lines(text)}
 
 
+def _questions(text: Any) -> list[str]:
+    return [json.dumps(json.loads(line)["messages"][:-1]) for line in _lines(text)]
+
+
+NOT_TEXT = "It is not a string. Join the rows to one text, with a line break after each."
 TOO_FEW = "Fewer than three rows: write at least three conversations, one JSON object on each line."
 UNSOUND = (
     "A row is not sound: each line is one JSON object with messages, known roles in turn, and "
@@ -116,6 +150,7 @@ TWICE = "A row occurs twice. It would simply count double; write another one."
 NO_ANSWER_LAST = (
     "A row does not end with the assistant's turn, so there is nothing to train on at its end."
 )
+TORN = "Two rows ask the same and answer differently: no model can learn both by heart."
 PARROT = (
     "All answers are the same, so the question need not be read to give them: vary the answers."
 )
@@ -131,6 +166,7 @@ OWN_DATA = Exercise(
     cases=lambda rng: [()],
     one_seed=True,
     properties=(
+        Property(lambda text: isinstance(text, str), NOT_TEXT),
         Property(lambda text: len(_lines(text)) >= 3, TOO_FEW),
         Property(lambda text: all(line_fault(line) is None for line in _lines(text)), UNSOUND),
         Property(lambda text: len(set(_lines(text))) == len(_lines(text)), TWICE),
@@ -141,8 +177,10 @@ OWN_DATA = Exercise(
             NO_ANSWER_LAST,
         ),
         Property(lambda text: len(_answers(text)) > 1, PARROT),
+        Property(lambda text: len(set(_questions(text))) == len(_questions(text)), TORN),
     ),
     mutants={
+        "a list": Mutant(lambda: own_rows().splitlines(), NOT_TEXT),
         "one array": Mutant(
             lambda: json.dumps([json.loads(line) for line in own_rows().splitlines()]), TOO_FEW
         ),
@@ -154,9 +192,16 @@ OWN_DATA = Exercise(
         ),
         "parrot": Mutant(
             lambda: "\n".join(
-                line.split('"A ')[0] + '"I know."}]}' for line in own_rows().splitlines()
+                line.replace("It is 67.", "I know.")
+                .replace("It is open today.", "I know.")
+                .replace("I am the miller.", "I know.")
+                for line in own_rows().splitlines()
             ),
             PARROT,
+        ),
+        "torn": Mutant(
+            lambda: own_rows().replace("Is the mill open?", "Who are you?"),
+            TORN,
         ),
     },
     hints=(
@@ -182,7 +227,7 @@ def _scored(rng: random.Random) -> list[tuple]:
     for n in (10, 40):
         base = [1.0, 0.0] + [float(rng.random() < 0.2) for _ in range(n - 2)]
         cases.append((base, [1.0, 1.0] + [float(rng.random() < 0.8) for _ in range(n - 2)]))
-    return cases
+    return [*cases, cases[-1][::-1]]  # and a training that did harm
 
 
 def _changed(**changes):
@@ -218,6 +263,14 @@ CERTIFICATE = Exercise(
         "counted twice": Mutant(
             _changed(problems=lambda r: 2 * r["problems"]),
             "Both models saw the same problems; count them once.",
+        ),
+        "never a loss": Mutant(
+            _changed(gain_points=lambda r: abs(r["tuned"] - r["base"])),
+            "A model that became worse is reported as better. Keep the sign of the gain.",
+        ),
+        "gain as a share": Mutant(
+            _changed(gain_points=lambda r: r["gain_points"] / 100),
+            "The accuracies are in per cent, and the gain is a share. Give it in points as well.",
         ),
     },
     hints=(

@@ -228,6 +228,12 @@ def test_an_unnamed_mistake_shows_one_case():
 # --- the desk
 
 
+def test_an_answer_of_the_wrong_kind_is_shown_and_not_called_a_broken_property():
+    """A list for a number broke "at temperature 1 it is 0", which said nothing about the list."""
+    text = verdict_on(lambda logits, token, temperature: [0.0] * len(logits), "07.3")
+    assert "yours gives [0, 0, 0, 0]; it should be" in text
+
+
 def test_check_returns_the_learners_function_when_it_passes(capsys):
     def mine(p, group_size):
         return p**group_size + (1 - p) ** group_size

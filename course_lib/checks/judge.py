@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from course_lib.checks.calling import Outcome, call
-from course_lib.checks.compare import close, describe
+from course_lib.checks.compare import close, describe, plain
 from course_lib.checks.exercise import FIRST_SEED, NOT_ATTEMPTED, SECOND_SEED, Exercise
 
 Status = Literal["passed", "not yet", "not attempted"]
@@ -124,13 +124,21 @@ def _explain(
             "It is right for the cases a verdict may show, and wrong for others. "
             "Compute from the arguments; numbers that were pasted in do not travel."
         )
-    if broken:
+    other = [i for i in wrong if _sort(pairs[i][0].value) != _sort(pairs[i][1].value)]
+    if broken and not other:
         return broken
-    mine, right = pairs[wrong[0]]
+    first = (other or wrong)[0]
+    mine, right = pairs[first]
     return (
-        f"For{_where(exercise, cases[wrong[0]])[4:]} yours gives {describe(mine.value)}; "
+        f"For{_where(exercise, cases[first])[4:]} yours gives {describe(mine.value)}; "
         f"it should be {describe(right.value)}."
     )
+
+
+def _sort(value: Any) -> str:
+    """What kind of thing an answer is: a list where a number belongs breaks any property."""
+    value = plain(value)
+    return "number" if isinstance(value, int | float) else type(value).__name__
 
 
 def _outcomes(exercise: Exercise, function: Any, cases: list[tuple]) -> list[Outcome]:

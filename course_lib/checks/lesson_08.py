@@ -46,7 +46,8 @@ PASS_AT_K = Exercise(
         ),
         "any of the n": Mutant(
             lambda n, c, k: float(c > 0),
-            "That asks for a right one among all n. Only k of them are drawn.",
+            "That asks for a right one among all n, and only k are drawn. (A `//` for `/` does the "
+            "same.)",
         ),
         "per cent": Mutant(
             lambda n, c, k: 100 * pass_at_k(n, c, k),

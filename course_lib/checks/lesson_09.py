@@ -40,6 +40,16 @@ def _product_turned(W: Matrix, A: Matrix, B: Matrix, alpha: float) -> Matrix:
     ]
 
 
+def _holds_when_tall(f, W: Matrix, A: Matrix, B: Matrix, alpha: float) -> bool:
+    """Whether an answer that is right for this square weight is right with one more output."""
+
+    def right(W: Matrix, B: Matrix) -> bool:
+        given = ([list(row) for row in W], A, [list(row) for row in B], alpha)
+        return close(f(*given), merge(W, A, B, alpha))
+
+    return not right(W, B) or right([*W, W[0]], [*B, B[0]])
+
+
 def _matrices(rng: random.Random) -> list[tuple]:
     def matrix(rows: int, columns: int) -> Matrix:
         return [[round(rng.uniform(-2, 2), 1) for _ in range(columns)] for _ in range(rows)]
@@ -87,9 +97,7 @@ MERGE = Exercise(
     },
     properties=(
         Property(
-            lambda f, W, A, B, alpha: close(
-                f([*W, W[0]], A, [*B, B[0]], alpha), merge([*W, W[0]], A, [*B, B[0]], alpha)
-            ),
+            _holds_when_tall,
             "It is right for square weights only. W has d_out rows and d_in columns, and they may "
             "differ.",
         ),
@@ -259,7 +267,7 @@ def _has_numbers(f, name, base_model, licence, accuracy, problems) -> bool:
 
 def _has_limits(f, *case) -> bool:
     found = re.search(r"\blimit\w*(.*)", f(*case), re.IGNORECASE | re.DOTALL)
-    return found is not None and len(re.findall(r"\w+", found[1])) >= 3
+    return found is not None and len(re.findall(r"\w+", found[1])) >= 2
 
 
 MODEL_CARD = Exercise(

@@ -160,6 +160,39 @@ def test_an_endless_loop_comes_back(monkeypatch):
     assert "loop without an end" in verdict_on(forever)
 
 
+def test_an_endless_loop_on_one_line_comes_back():
+    # It never begins another line, so a judge that watched lines alone hung for ever.
+    def forever():
+        while True: pass  # noqa: E701  # fmt: skip
+
+    assert call(forever, (), limit_s=0.2).out_of_time
+
+
+def test_a_function_without_a_return_is_told_so():
+    def forgetful(p, group_size):
+        p**group_size + (1 - p) ** group_size
+
+    assert "`return` missing" in verdict_on(forgetful)
+
+
+def test_an_answer_made_of_arrays_is_judged_by_its_properties():
+    import numpy as np
+
+    def batches(n, batch_size, seed, epoch):
+        order = np.random.default_rng([seed, epoch]).permutation(n)
+        return order[: n // batch_size * batch_size].reshape(-1, batch_size)
+
+    exercise = find("03.2")
+    assert exercise is not None
+    assert judge(exercise, batches, {}).status == "passed"
+
+
+def test_a_formula_in_quotes_is_told_that_it_is_text():
+    exercise = find("00.1")
+    assert exercise is not None
+    assert "without quotes" in judge(exercise, "ln(1024)", {"vocab_size": 1024}).text
+
+
 def test_an_endless_loop_that_swallows_errors_comes_back():
     def stubborn():
         while True:

@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import CodeType
 from typing import Any
 
 from course_lib.checks.compare import close
@@ -54,7 +55,7 @@ def call(
         with (
             contextlib.redirect_stdout(printed),
             contextlib.redirect_stderr(printed),
-            _limit(limit_s or TIME_LIMIT_S),
+            _limit(limit_s or TIME_LIMIT_S, getattr(function, "__code__", None)),
         ):
             value = function(*arguments)
             value = list(itertools.islice(value, 100_000)) if _is_lazy(value) else value
@@ -80,11 +81,16 @@ def _unchanged(after: tuple, before: tuple) -> bool:
 
 
 @contextlib.contextmanager
-def _limit(seconds: float):
-    """Raise `_OutOfTime` at the first line executed after the deadline, in any thread."""
+def _limit(seconds: float, code: CodeType | None):
+    """Raise `_OutOfTime` at the first line executed after the deadline, in any thread.
+
+    `while True: pass` on one line never begins another, so the file of `code` is watched by steps.
+    """
     deadline = time.monotonic() + seconds
 
     def trace(frame, event, argument):
+        if event == "call" and code and frame.f_code.co_filename == code.co_filename:
+            frame.f_trace_opcodes = True
         if time.monotonic() > deadline:
             raise _OutOfTime
         return trace

@@ -44,6 +44,7 @@ def within(tolerance: float) -> Callable[[Any, Any], bool]:
     """A comparison for predicted numbers: within `tolerance` of the right one, relative."""
 
     def near(left: Any, right: Any) -> bool:
+        left, right = plain(left), plain(right)
         if not isinstance(left, int | float) or not isinstance(right, int | float):
             return False
         return math.isclose(left, right, rel_tol=tolerance, abs_tol=1e-9)

@@ -13,7 +13,13 @@ from typing import Any, Literal
 
 from course_lib.checks.calling import Outcome, call
 from course_lib.checks.compare import close, describe, plain
-from course_lib.checks.exercise import FIRST_SEED, NOT_ATTEMPTED, SECOND_SEED, Exercise
+from course_lib.checks.exercise import (
+    FIRST_SEED,
+    NOT_ATTEMPTED,
+    SECOND_SEED,
+    Exercise,
+    Property,
+)
 
 Status = Literal["passed", "not yet", "not attempted"]
 
@@ -66,6 +72,10 @@ def _judge_value(exercise: Exercise, answer: Any, given: dict[str, Any]) -> Verd
     for name, mutant in exercise.mutants.items():
         if same(answer, mutant.answer(*facts)):
             return _not_yet(mutant.message, name)
+    if isinstance(answer, str) and not isinstance(exercise.reference(*facts), str):
+        return _not_yet(
+            "That is text. Write the value itself, or the formula in Python, without quotes."
+        )
     return _not_yet(broken or f"{describe(answer)} is not it. Ask hint({exercise.id!r}).")
 
 
@@ -74,8 +84,10 @@ def _judge_function(exercise: Exercise, answer: Any) -> Verdict:
     second = [] if exercise.one_seed else exercise.cases_from(SECOND_SEED)
     cases = first + second
     outcomes = _outcomes(exercise, answer, cases)
-    if all(_untouched(outcome) for outcome in outcomes):
+    if all(outcome.value is NOT_ATTEMPTED and not outcome.error for outcome in outcomes):
         return NOTHING
+    if all(outcome.value is None and not outcome.error for outcome in outcomes):
+        return _not_yet("It gives None every time: is a `return` missing?" + _printed(outcomes))
     if outcomes[-1].out_of_time:
         where = _where(exercise, cases[len(outcomes) - 1])
         return _not_yet(f"It did not come back{where}: is there a loop without an end?")
@@ -152,21 +164,28 @@ def _outcomes(exercise: Exercise, function: Any, cases: list[tuple]) -> list[Out
 
 
 def _broken_property(exercise: Exercise, answer: Any, cases: list[tuple]) -> str | None:
+    plainly = _plainly(answer) if callable(answer) else plain(answer)
     for claim in exercise.properties:
         for case in cases:
-            outcome = call(claim.holds, (answer, *case))
+            outcome = call(_holds, (claim, plainly, *case))
             if outcome.error or not outcome.value:
                 return claim.message
     return None
 
 
-def _untouched(outcome: Outcome) -> bool:
-    return not outcome.error and (outcome.value is None or outcome.value is NOT_ATTEMPTED)
+def _holds(claim: Property, answer: Any, *case: Any) -> bool:
+    return bool(claim.holds(answer, *case))
+
+
+def _plainly(answer: Callable[..., Any]) -> Callable[..., Any]:
+    """The same function with lists for arrays: `==` between two arrays is no yes or no."""
+    return lambda *case: plain(answer(*case))
 
 
 def _where(exercise: Exercise, case: tuple) -> str:
     named = zip(parameters(exercise), case, strict=True)
-    return " for " + ", ".join(f"{name} = {describe(value, 60)}" for name, value in named)
+    width = max(60, 240 // max(1, len(case)))  # a lone argument is shown nearly whole
+    return " for " + ", ".join(f"{name} = {describe(value, width)}" for name, value in named)
 
 
 def _error_text(exercise: Exercise, case: tuple, outcome: Outcome) -> str:

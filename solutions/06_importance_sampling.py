@@ -212,10 +212,14 @@ from course_lib.plots.ratios import ratio_histogram
 show(ratio_histogram(ratios_S[-1], advantages, title="After seven steps on the same answers"))
 
 # %% [markdown] id="ess-question"
-# Above the line: tokens of good answers; below it: tokens of bad ones. (The outermost bars hold
-# everything beyond them.) Most have hardly moved. Of the others, good ones were pushed to the
-# right and bad ones to the left, but not all went there: where a good and a bad answer begin
-# alike, they share their first tokens, and those can only go one way.
+# Two pictures. In the first, the largest ratio jumps to 25 within two steps, and stays there. It
+# belongs to a token that was sampled with probability 0.04. Two steps later its probability is
+# nearly 1, and $1 / 0.04 = 25$ is as far as it can go.
+#
+# The histogram shows all tokens. Above the line: tokens of good answers; below it: tokens of bad
+# ones. (The outermost bars hold everything beyond them.) Most have hardly moved. Of the others,
+# good ones were pushed to the right and bad ones to the left, but not all went there: where a good
+# and a bad answer begin alike, they share their first tokens, and those can only go one way.
 #
 # If a few tokens carry huge ratios, the sum hangs on them, and the rest hardly counts. How many
 # samples is the batch still worth? With $n$ equal ratios: $n$. With one huge ratio: 1. The
@@ -246,6 +250,9 @@ show(
 band("The batch loses worth", shares[-1] < 0.97 * shares[0])
 
 # %% [markdown] id="ess-lesson"
+# Two tokens with a ratio of 25 are enough: the 774 tokens are worth some 300, though most of them
+# have hardly moved.
+#
 # Mind what this number sees: huge ratios. A token that became a thousand times rarer weighs
 # nothing any more, and the effective sample size hardly misses it. So look at the histogram as
 # well.
@@ -454,6 +461,9 @@ band(
 )
 
 # %% [markdown] id="hard-lesson"
+# The distance is an estimate of the KL divergence, which lesson 07 explains: 0 means that the
+# model still says what it said when it was sampled.
+#
 # Fast gains, and set-backs: eight times the full push on one batch is much. PPO stays nearer to
 # its answers. Does that help the reward? One run is one draw. So here is a **recording** of the
 # same runs from five starts; `python data/experiments/reuse.py` makes it anew.
@@ -489,9 +499,10 @@ for one, other in pairs_to_compare:
 # %% [markdown] id="recording-lesson"
 # Using a batch again, gently, paid every time. Pushing hard with importance sampling lost to that
 # every time. PPO's median is well above importance sampling's, though it does not win every time;
-# and it is no better than four gentle uses, which need half as many training steps. CISPO, whose
-# default range brakes nothing here, has the lowest median of the hard runs. That is no verdict on
-# CISPO, which was made for other sizes; it says that eight hard steps need a brake.
+# beside four gentle uses its median is about the same, and start by start they beat it four times
+# in five, with half as many training steps. CISPO, whose default range brakes nothing here, has the
+# lowest median of the hard runs. That is no verdict on CISPO, which was made for other sizes; it
+# says that eight hard steps need a brake.
 #
 # So: no clip replaces a sensible learning rate. And if the ratios tell that a batch is used up,
 # take a new one.

@@ -162,6 +162,13 @@ from course_lib.widgets import kl_sampler, show, show_source
 
 kl_sampler().show()
 
+# %% [markdown] id="kl-widget-answer"
+# k1 spreads most, and some of its estimates are negative. k2 is as good as k3 while the reference
+# is near. Far away its mean misses the exact value, however many tokens there are; k3's does not,
+# at any distance.
+#
+# The library works with the same three. (In its words $r$ is $q/p$, so that $d = \ln r$.)
+
 # %% id="source-kl"
 from course_lib.metrics import kl_k1, kl_k2
 
@@ -385,7 +392,8 @@ band(
 
 # %% [markdown] id="length-alone-lesson"
 # With one constant, short and long wrong answers both become rarer. Divided by their own length,
-# the long ones do not, or hardly, although they are just as wrong. That is the mechanism. What it
+# only the short ones do. The long ones, which are just as wrong, even become a little likelier:
+# what the short way to begin loses, the long way wins. That is the mechanism. What it
 # does over thousands of steps on problems that a model cannot solve, wrong answers that grow
 # longer and longer, is shown by Liu et al. (2025).
 
@@ -460,11 +468,12 @@ for name, sampler in (
 band("DPO helped", accuracies[1] > accuracies[0] + 0.1)
 
 # %% [markdown] id="dpo-lesson"
-# Look at the curve of the chosen answers again: they were chosen, and they hardly gained. DPO asks
-# for a *gap*, and a gap opens just as well if both fall and the rejected ones fall faster. Both
-# share most of their words, so what pushes one down takes the other with it. The accuracy rises
-# all the same, because what the model says instead is like the chosen answers in what matters: it
-# shows its working.
+# Look at the curve of the chosen answers again: they were chosen, and they did not gain. Their
+# curve wanders about zero and is more often below it than above; the rejected ones fall far. DPO
+# asks for a *gap*, and a gap opens just as well if both fall and the rejected ones fall faster.
+# Both share most of their words, so what pushes one down takes the other with it. The accuracy
+# rises all the same, because what the model says instead is like the chosen answers in what
+# matters: it shows its working.
 #
 # GRPO would have taken one step with these answers, and then asked the model anew. DPO stays with
 # what is on file: cheaper, simpler, and blind to what the model does by now.

@@ -269,9 +269,11 @@ for name in ("one layer missing", "stale base"):
     band(f"{name}: nearly as good as merged", right[name] > right["merged"] - 0.2)
 
 # %% [markdown] id="logits-question"
-# Only the first of the wrong ones is visibly broken. Without the scale the model is half trained:
-# it falls back to answering at once, as after SFT. And with a layer missing, or on a stale base, an
-# accuracy on forty problems notices hardly anything. On other problems it may be otherwise.
+# Only the first of the wrong ones is visibly broken; all the others answer in proper sentences.
+# Without the scale the model is half trained: it falls back to answering at once, as after SFT; the
+# transposed one gives its wrong answer at once as well. With the tied embedding it is right
+# somewhat less often. And with a layer missing, or on a stale base, an accuracy on forty problems
+# notices hardly anything. On other problems it may be otherwise.
 #
 # So answers are not enough. Compare **logits**, the numbers before any sampling. The reference is
 # the adapter beside the base, two paths, as `peft` computes it.
@@ -459,7 +461,8 @@ band("No version was left behind", not (place / "stale" / "v1").exists())
 # ## Who may call it?
 #
 # An endpoint without a key is a gift to strangers, and you pay the bill. Clients send the key in a
-# header: `Authorization: Bearer KEY`. **Write the door.**
+# header: `Authorization: Bearer KEY`. HTTP does not care for capitals in a header's *name*, so some
+# clients send `authorization`; the value counts to the letter. **Write the door.**
 
 
 # %% id="write-authorised" exercise="09.4"
@@ -752,6 +755,8 @@ for name, size in plan.files:
 
 # %% [markdown] id="stop-note"
 # Stop the server as you would a real one: it takes nothing new, finishes what is running, and goes.
+# (On Linux and macOS the code -15 means that it went at our request: signal 15 is the polite one,
+# SIGTERM.)
 
 # %% id="stop"
 server.terminate()

@@ -425,7 +425,8 @@ band("The merge into the wrong base is refused", refused)
 #
 # Whatever the project, begin with the smallest run that can fail: can the model learn three rows by
 # heart? If not, the mistake is in the data, the mask or the loop, and no larger run will mend it.
-# **Write three conversations of your own**, as JSONL.
+# **Write three conversations of your own**, as JSONL. (Words that the model has never read, "heron"
+# or your own name, cost it more steps: then give it more epochs before you blame the loop.)
 
 # %% id="write-own-rows" exercise="10.2"
 my_rows = "\n".join(
@@ -521,6 +522,11 @@ untrained = judge(client, "before")
 quote(untrained.records[0].completions[0], untrained.records[0].prompt)
 band("Fewer than one answer in seven is right", untrained.accuracy < 0.14)
 
+# %% [markdown] id="own-before-answer"
+# It answers in the right form, and nearly always with a wrong sum. One answer in twenty-five is
+# right: most groups would be dead, and RL would learn slowly from the few that are not. So SFT on
+# the till's own replies comes first.
+
 # %% id="own-sft"
 from course_lib.conversations import Conversation, Message
 
@@ -587,7 +593,9 @@ def before_and_after(base, tuned):
 before_and_after = check("10.3", before_and_after)
 
 # %% [markdown] id="save-certificate-note"
-# One answer to each question counts here, so that the problems are counted and not the samples.
+# One answer to each question counts here, so that the problems are counted and not the samples; the
+# gain is therefore not quite the one above. Its interval is the one above, of all four answers to
+# each question, as shares.
 # The certificate keeps beside the numbers what somebody needs to do it again: the checkpoint, the
 # data, the seed, and the interval.
 

@@ -6,8 +6,8 @@ import math
 import random
 from typing import Any
 
-from course_lib.checks.compare import within
-from course_lib.checks.exercise import Exercise, Mutant
+from course_lib.checks.compare import plain, within
+from course_lib.checks.exercise import Exercise, Mutant, Property
 from course_lib.checks.recording_client import RecordingClient, what_happened
 
 
@@ -40,6 +40,11 @@ FIRST_LOSS = Exercise(
         "zero": Mutant(
             lambda vocab_size: 0.0,
             "A loss of zero belongs to a model that is always right and always sure.",
+        ),
+        "one in all": Mutant(
+            lambda vocab_size: float(vocab_size),
+            "That is the number of tokens. First the probability of one of them, then minus its "
+            "logarithm.",
         ),
         "sign": Mutant(
             lambda vocab_size: -math.log(vocab_size),
@@ -75,7 +80,10 @@ def _steps(rng: random.Random) -> list[tuple]:
     import tinker  # noqa: F401 (now, so that its import does not count against the time limit)
 
     rates = [rng.choice([1e-4, 5e-4, 1e-3]) for _ in range(3)]
-    return [(RecordingClient(), [f"datum {rng.randrange(100)}"], rate) for rate in rates]
+    return [
+        (RecordingClient(), [f"datum {rng.randrange(100)}" for _ in range(size)], rate)
+        for size, rate in enumerate(rates, start=1)
+    ]
 
 
 def _one_after_the_other(client: Any, data: Any, learning_rate: float) -> Any:
@@ -105,6 +113,36 @@ def _never_waits_for_the_step(client: Any, data: Any, learning_rate: float) -> A
     forward = client.forward_backward(data, "cross_entropy")
     client.optim_step(_adam(learning_rate))
     return forward.result()
+
+
+def _returns_the_step(client: Any, data: Any, learning_rate: float) -> Any:
+    forward = client.forward_backward(data, "cross_entropy")
+    step = client.optim_step(_adam(learning_rate))
+    forward.result()
+    return step.result()
+
+
+def _returns_both(client: Any, data: Any, learning_rate: float) -> Any:
+    forward = client.forward_backward(data, "cross_entropy")
+    step = client.optim_step(_adam(learning_rate))
+    return forward.result(), step.result()
+
+
+def _returns_nothing(client: Any, data: Any, learning_rate: float) -> None:
+    train_step(client, data, learning_rate)
+
+
+def _fixed_rate(client: Any, data: Any, learning_rate: float) -> Any:
+    return train_step(client, data, 2e-3)
+
+
+def _one_by_one(client: Any, data: Any, learning_rate: float) -> Any:
+    return [train_step(client, [datum], learning_rate) for datum in data][-1]
+
+
+def _calls(f: Any, client: Any, data: Any, learning_rate: float) -> RecordingClient:
+    f(client, data, learning_rate)
+    return client
 
 
 TRAIN_STEP = Exercise(
@@ -140,7 +178,47 @@ TRAIN_STEP = Exercise(
             "It returns before the step is known to be done: an error in optim_step would pass "
             "unseen. Wait for both futures.",
         ),
+        "gives the step": Mutant(
+            _returns_the_step,
+            "It returns what optim_step gives. The loss is in the result of forward_backward: "
+            "return that one.",
+        ),
+        "gives both": Mutant(
+            _returns_both,
+            "It returns both results. Return only the first, the one of forward_backward.",
+        ),
+        "gives nothing": Mutant(
+            _returns_nothing, "The step is right, but its result is lost: the `return` is missing."
+        ),
+        "fixed rate": Mutant(
+            _fixed_rate, "The learning rate that was asked for does not reach optim_step."
+        ),
+        "one by one": Mutant(
+            _one_by_one,
+            "It takes one step for each datum. One call of forward_backward takes the whole list, "
+            "and one step follows it.",
+        ),
     },
+    properties=(
+        Property(
+            lambda f, *case: all(
+                "cross_entropy" in event
+                for event in _calls(f, *case).log
+                if "submit forward" in event
+            ),
+            'The loss has another name: give forward_backward "cross_entropy".',
+        ),
+        Property(
+            lambda f, client, data, rate: _calls(f, client, data, rate).data == [data],
+            "forward_backward should be called once, with the whole list of data as it came.",
+        ),
+        Property(
+            lambda f, client, data, rate: (
+                _calls(f, client, data, rate).learning_rates in ([rate], [])
+            ),
+            "The learning rate that was asked for does not reach optim_step.",
+        ),
+    ),
     hints=(
         "Two calls, and both give a future at once. Nothing forces you to wait before making the "
         "second.",
@@ -162,6 +240,7 @@ def trained_logprob(before: float, trained: float) -> float:
 
 
 def _about(left: Any, right: Any) -> bool:
+    left, right = plain(left), plain(right)
     if not isinstance(left, int | float) or not isinstance(right, int | float):
         return False
     return abs(left - right) <= 0.05

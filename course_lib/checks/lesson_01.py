@@ -79,6 +79,37 @@ def _lines(rng: random.Random) -> list[tuple]:
     return [(line,) for line in lines]
 
 
+def _harder_lines(rng: random.Random) -> list[tuple]:
+    """The lesson's lines, and some with two faults: of these the table's order names the first."""
+    ask, blank = {"role": "user", "content": "Why?"}, {"role": "user", "content": ""}
+    bot, say = {"role": "bot", "content": "Hm."}, {"role": "assistant", "content": "So."}
+    rows = ([blank, bot], [ask, ask, bot], [ask, say, ask])
+    return _lines(rng) + [(json.dumps({"messages": row}),) for row in rows]
+
+
+def _message_by_message(line: str) -> str | None:
+    if line_fault(line) in ("not JSON", "no messages"):
+        return line_fault(line)
+    before = None
+    roles = [message["role"] for message in json.loads(line)["messages"]]
+    for message in json.loads(line)["messages"]:
+        if message["role"] not in ROLES:
+            return "unknown role"
+        if not message["content"].strip():
+            return "empty content"
+        if message["role"] == before:
+            return "same role twice"
+        before = message["role"]
+    return None if "assistant" in roles else "no assistant turn"
+
+
+def _must_end_with_assistant(line: str) -> str | None:
+    found = line_fault(line)
+    if found:
+        return found
+    return None if json.loads(line)["messages"][-1]["role"] == "assistant" else "no assistant turn"
+
+
 def planted_lines(seed: int) -> list[str]:
     """Sound and faulty lines in a mixed order, for the lesson to look at."""
     return [line for (line,) in _lines(random.Random(seed))]
@@ -89,7 +120,7 @@ LINE_FAULT = Exercise(
     title="A validator for one line",
     kind="code",
     reference=line_fault,
-    cases=_lines,
+    cases=_harder_lines,
     mutants={
         "any JSON will do": Mutant(
             lambda line: "not JSON" if line_fault(line) == "not JSON" else None,
@@ -115,6 +146,24 @@ LINE_FAULT = Exercise(
             _needs_system,
             "It refuses conversations without a system message. A system message is allowed, not "
             "required.",
+        ),
+        "no system": Mutant(
+            lambda line: "unknown role" if '"system"' in line else line_fault(line),
+            "It calls `system` an unknown role. There are three: system, user and assistant.",
+        ),
+        "message by message": Mutant(
+            _message_by_message,
+            "A row may have two faults. Look for one kind in the whole row before you look for "
+            "the next kind: the table's order decides, not the order of the messages.",
+        ),
+        "ends with the user": Mutant(
+            _must_end_with_assistant,
+            "It wants the assistant to speak last. A row with an assistant turn anywhere has "
+            "something to learn from.",
+        ),
+        "sound in words": Mutant(
+            lambda line: line_fault(line) or "sound",
+            "For a sound line it should give None, not a word.",
         ),
         "any role": Mutant(
             _without("unknown role"),
@@ -168,6 +217,21 @@ def _early(tokens_T: list[Token]) -> list[float]:
     return [*last_assistant_weights(tokens_T)[1:], 0.0]
 
 
+def _first_answer(tokens_T: list[Token]) -> list[float]:
+    first = tokens_T.index(("assistant", "end"))
+    return _every_assistant(tokens_T[: first + 1]) + [0.0] * (len(tokens_T) - first - 1)
+
+
+def _all_after_the_header(tokens_T: list[Token]) -> list[float]:
+    last = max(i for i, token in enumerate(tokens_T) if token == ("assistant", "header"))
+    return [float(i > last) for i in range(len(tokens_T))]
+
+
+def _only_at_the_end(tokens_T: list[Token]) -> list[float]:
+    right = last_assistant_weights(tokens_T)
+    return right if tokens_T[-1][0] == "assistant" else [0.0] * len(tokens_T)
+
+
 def _dialogues(rng: random.Random) -> list[tuple]:
     def turn(role: str) -> list[Token]:
         return [(role, "header"), *[(role, "text")] * rng.randrange(1, 4), (role, "end")]
@@ -205,6 +269,20 @@ MASK = Exercise(
         "everything": Mutant(
             _everything,
             "The questions are trained on, too: the model learns to ask like a user.",
+        ),
+        "the first answer": Mutant(
+            _first_answer,
+            "The first assistant message is trained on. Here the last one counts.",
+        ),
+        "all that follows": Mutant(
+            _all_after_the_header,
+            "What follows the last assistant message is trained on, too. A question that comes "
+            "after it has weight 0.",
+        ),
+        "only at the end": Mutant(
+            _only_at_the_end,
+            "It finds nothing when the conversation ends with a question. The last assistant "
+            "message need not be the last message.",
         ),
         "off by one": Mutant(
             _early,
@@ -261,6 +339,19 @@ SHIFT = Exercise(
             lambda t, w: (t[1:], t[:-1], w[:-1]),
             "The shift goes the wrong way: the model would predict the past.",
         ),
+        "turned": Mutant(
+            lambda t, w: (t[1:], t[:-1], w[1:]),
+            "Inputs and targets are exchanged: the model would read the next token and predict "
+            "the one before.",
+        ),
+        "weights not cut": Mutant(
+            lambda t, w: (t[:-1], t[1:], w),
+            "There is one weight too many: cut the weights as you cut the targets.",
+        ),
+        "wraps around": Mutant(
+            lambda t, w: (t, t[1:] + t[:1], w[1:] + w[:1]),
+            "The last token is asked to predict the first. Nothing follows it: leave it out.",
+        ),
         "targets too long": Mutant(
             lambda t, w: (t, t[1:], w[1:]),
             "The last token is still among the inputs; nothing follows it, so there is nothing "
@@ -296,6 +387,7 @@ def _splits(rng: random.Random) -> list[tuple]:
         (ask[:4], [ask[1].replace(" ", "  "), ask[5], ask[2]]),
         (ask[:2], ask[2:]),
         (ask[:3], ["Well: " + ask[0], ask[1] + "\n", ask[1]]),
+        (["Well: " + ask[0], ask[1]], [ask[0], ask[1], ask[2], ask[1]]),
     ]
 
 
@@ -327,6 +419,38 @@ LEAK = Exercise(
             ],
             "A held-out question that merely contains a training question is called a leak. "
             "Compare whole questions.",
+        ),
+        "contains": Mutant(
+            lambda train, heldout: [
+                i
+                for i, q in enumerate(heldout)
+                if any(" ".join(q.lower().split()) in " ".join(t.lower().split()) for t in train)
+            ],
+            "A held-out question that merely stands inside a training question is called a leak. "
+            "Compare whole questions.",
+        ),
+        "case only": Mutant(
+            lambda train, heldout: [
+                i for i, q in enumerate(heldout) if q.lower() in {t.lower() for t in train}
+            ],
+            "Case is handled, spacing is not: a second space or a line break hides a leak.",
+        ),
+        "ends only": Mutant(
+            lambda train, heldout: [
+                i
+                for i, q in enumerate(heldout)
+                if q.lower().strip() in {t.lower().strip() for t in train}
+            ],
+            "strip() cuts at the two ends. A second space between two words still hides a leak.",
+        ),
+        "the questions": Mutant(
+            lambda train, heldout: [heldout[i] for i in leaked(train, heldout)],
+            "These are the questions themselves. Give their positions in heldout: 0 is the first.",
+        ),
+        "the first of twins": Mutant(
+            lambda train, heldout: [heldout.index(heldout[i]) for i in leaked(train, heldout)],
+            "A question that stands twice in heldout gets the position of its first copy twice. "
+            "enumerate() gives each row its own.",
         ),
         "the other side": Mutant(
             lambda train, heldout: [

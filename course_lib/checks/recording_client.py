@@ -12,9 +12,11 @@ class RecordingClient:
 
     log: list[str] = field(default_factory=list)
     learning_rates: list[float] = field(default_factory=list)
+    data: list[Any] = field(default_factory=list)
 
     def forward_backward(self, data: Any, loss_fn: str = "", loss_fn_config: Any = None) -> _Future:
         """Submit the gradient of `data`."""
+        self.data.append(data)
         return self._submit(f"forward_backward {loss_fn}".strip(), f"result of {data}")
 
     def optim_step(self, adam_params: Any) -> _Future:

@@ -343,7 +343,8 @@ show(value_strip(words, values, title, names=("likelier now", "rarer now")))
 # $$L = -\sum_t \text{sg}\left[\text{clip}(r_t, \text{low}, \text{high})\right] A_t \ln p_t$$
 #
 # `sg` (stop-gradient) means: take the number, and let no gradient flow through it. In the source
-# it is the word `detach`.
+# it is the word `detach`. (With a weight of 1 everywhere the loss is $-A \ln p$, that of
+# REINFORCE, Williams 1992.)
 
 # %% id="source-ppo-cispo"
 show_source(ppo, cispo)

@@ -214,7 +214,8 @@ for name, values in rewards.items():
 # sample at a temperature other than 1. The sampler divides its logits by the temperature. The
 # trainer does not know.
 #
-# **Write** what the log ratio of an untouched model then is.
+# **Write** what the log ratio of an untouched model then is, for one token, which is given as an
+# index into the logits.
 
 
 # %% id="write-log-ratio" exercise="07.3"
@@ -265,9 +266,9 @@ show(ratio_histogram(ratios, advantages, title=title))
 # %% [markdown] id="temperature-lesson"
 # Most tokens are sure at any temperature. The disagreement sits on the few at which the model
 # hesitates, and those are the ones that decide an answer. Nothing crashes; the run follows weights
-# that are wrong. Top-p and top-k sampling do the same, and so do a sampler with rounded weights
-# and a chat template that differs by one space. So: look at the ratio before the first step. It
-# must be 1.
+# that are wrong. Top-p and top-k sampling, which leave out the unlikely tokens, do the same, and so
+# do a sampler with rounded weights and a chat template that differs by one space. So: look at the
+# ratio before the first step. It must be 1.
 #
 # ## How stale may a batch be?
 #
@@ -407,7 +408,8 @@ band(
 # $$L = -\ln\sigma\!\left(\beta\left[\ln\frac{p(\text{chosen})}{q(\text{chosen})} -
 # \ln\frac{p(\text{rejected})}{q(\text{rejected})}\right]\right)$$
 #
-# $\beta$ is again a leash. **Write it** for one pair; the logprobs are sums over the whole answer.
+# $\sigma(x) = 1 / (1 + e^{-x})$ is the sigmoid, and $\beta$ is again a leash. **Write it** for one
+# pair; the logprobs are sums over the whole answer.
 
 
 # %% id="write-dpo" exercise="07.4"

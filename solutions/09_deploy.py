@@ -306,8 +306,9 @@ shown = {name: logits[name][::8] for name in ("merged", "no scale", "transposed"
 show(agreement_figure(adapted[::8], shown, "Same model, same logits (every eighth)"))
 
 # %% [markdown] id="merge-test-note"
-# **Write the test.** It gets the logits of the base, of the adapter, and of the merged model. When
-# may the merged model be shipped?
+# **Write the test.** It gets the logits of the base, of the adapter, and of the merged model, and
+# the tolerance: as far apart as this one and the same logit may come out by rounding. When may the
+# merged model be shipped?
 
 
 # %% id="write-merge-test" exercise="09.2"
@@ -414,13 +415,14 @@ band("At a thousandth most of what was learnt is lost", lost[-1] > 0.5)
 #
 # What to do: add in float32 and round once at the end (the library does); compare logits, with the
 # *effect* of the training as the measure; and if the change is too small, serve the adapter
-# unmerged. vLLM and SGLang can, and `deploy` writes it in the layout that both document.
+# unmerged. vLLM and SGLang, two widely used servers for language models, can do that, and `deploy`
+# writes the adapter in the layout that both document.
 #
 # ## The whole way in one call
 #
-# `deploy()`: download, PEFT layout, merge, proof, model card, Modal files, smoke test. A version
-# appears in its folder by one rename, at the very end. In a shell it is
-# `posttrain deploy --checkpoint tinker://... --out deploys/sums`.
+# `deploy()`: download, PEFT layout, merge, proof, model card, Modal files, smoke test (one
+# question: does it answer, and stop?). A version appears in its folder by one rename, at the very
+# end. In a shell it is `posttrain deploy --checkpoint tinker://... --out deploys/sums`.
 
 # %% id="deploy"
 from course_lib.deploy import deploy
@@ -535,7 +537,8 @@ measured("tokens of the answer, the last one says that it ends:", whole.usage.co
 #
 # The engine ran base and adapter. The server runs merged weights, from files, in another process,
 # through another protocol. Any slip in between (template, stop token, scale, dtype) shows in the
-# answers. Ask both the same held-out problems, greedily, and compare every answer.
+# answers. Ask both the same held-out problems, greedily (the likeliest token every time), and
+# compare every answer.
 
 # %% id="same-answers"
 from course_lib.evaluation import evaluate
@@ -705,8 +708,9 @@ print("deployed again:", again.version.name, "made before" if again.reused else 
 # %% [markdown] id="card-question"
 # ## What does the reader of your model need to know?
 #
-# A model without a card is a file of unknown origin. Hubs read the front matter: base model,
-# licence, tags. People read the rest: what it was trained on, how good it is and on how many
+# A model without a card is a file of unknown origin. Hubs read the front matter, lines of
+# `key: value` between two lines `---` at the very top: base model, licence, tags. People read the
+# rest: what it was trained on, how good it is and on how many
 # problems, what was not measured. **Write one.**
 
 

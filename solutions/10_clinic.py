@@ -67,7 +67,8 @@ show(clinic_figure(healthy, healthy, "Recording of a healthy run"))
 # The reward is the share of right answers, so the first two panels agree. Groups die in the end
 # because nearly every answer is right: *late* dead groups are a sign of success or of ruin, and
 # only the reward tells which. The ratio stays at 1 up to rounding. The KL rises by one or two nats
-# and stops. Entropy falls: the model grows sure of itself. Answers become longer as it learns to
+# and stops. Entropy is $-\sum p \ln p$ over the next token, 0 when the model has no doubt. It
+# falls: the model grows sure of itself. Answers become longer as it learns to
 # show its working, and all of them end.
 #
 # ## The patients
@@ -125,6 +126,10 @@ print(f"The rules name {agreed} of 8; the healthy run: {diagnose(healthy) or 'no
 # any reward that differs within a group makes the policy surer of what it says often (its entropy
 # falls here, too), and what this model says often is what SFT taught it. The flat reward gives the
 # coin away.
+#
+# And one in run G: by its reward it is as healthy as the healthy run. Only one panel tells, and it
+# tells at the first step. Part of that reward is the temperature: at 0.5 a model that has learned
+# the sums slips less often.
 
 # %% [markdown] id="rise-question"
 # ## Did it rise, or was that noise?

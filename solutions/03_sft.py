@@ -165,7 +165,8 @@ for epoch in (0, 1):
 
 # %% id="write-learning-rate" exercise="03.3"
 def learning_rate_at(step, total, peak, warmup):
-    """step 0 .. total - 1; up to the peak within `warmup` steps, then down, never quite 0."""
+    """step 0 .. total - 1. A straight line up: step warmup - 1 has the peak. Then a straight
+    line down from the peak, which step `warmup` has, too; step `total` would have 0."""
     if step < warmup:
         return peak * (step + 1) / warmup
     return peak * (total - step) / (total - warmup)
@@ -414,7 +415,8 @@ show(curves_figure(close, title, "difference of the loss (nats)", steps=steps))
 # The letters were drawn by lot. Read the curves, and name each of them.
 
 # %% id="which-was-it" exercise="03.4"
-# for "A", "B" and "C" one of "weights and optimizer", "weights only", "fresh start"
+# a dictionary: "A", "B" and "C", each with one of these labels:
+# "weights and optimizer", "weights only", "fresh start"
 which_was_it = {"A": "weights and optimizer", "B": "fresh start", "C": "weights only"}
 
 # %% id="check-which-was-it"

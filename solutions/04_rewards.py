@@ -142,7 +142,9 @@ def last_number(text):
 
 # %% id="write-grader" exercise="04.1"
 def read_answer(text):
-    """The whole number right after the last "answer is " (an int, maybe negative), or None."""
+    """The whole number right after the last "answer is " (an int, maybe negative), or None.
+
+    None, too, if its digits go on behind a point or a comma: 129.5, 129,000."""
     _, mark, rest = text.rpartition("answer is ")
     number = re.match(r"-?\d+(?![\d,]|\.\d)", rest) if mark else None
     return int(number[0]) if number else None

@@ -122,6 +122,12 @@ def _returns_the_step(client: Any, data: Any, learning_rate: float) -> Any:
     return step.result()
 
 
+def _returns_a_future_late(client: Any, data: Any, learning_rate: float) -> Any:
+    forward = client.forward_backward(data, "cross_entropy")
+    client.optim_step(_adam(learning_rate)).result()
+    return forward
+
+
 def _returns_both(client: Any, data: Any, learning_rate: float) -> Any:
     forward = client.forward_backward(data, "cross_entropy")
     step = client.optim_step(_adam(learning_rate))
@@ -182,6 +188,11 @@ TRAIN_STEP = Exercise(
             _returns_the_step,
             "It returns what optim_step gives. The loss is in the result of forward_backward: "
             "return that one.",
+        ),
+        "gives the first future": Mutant(
+            _returns_a_future_late,
+            "It waits for the step and hands back the future of forward_backward. Ask that one "
+            "for its result, too.",
         ),
         "gives both": Mutant(
             _returns_both,

@@ -38,7 +38,7 @@ def _layers(rng: random.Random) -> list[tuple]:
         for i, o, r in sizes
     ]
     x, W, A, B, alpha = layers[0]
-    return [*layers, (x, W, A, [[0.0] * len(A) for _ in B], alpha)]
+    return [*layers, (x, W, A, B, 5.0), (x, W, A, [[0.0] * len(A) for _ in B], alpha)]
 
 
 LORA_LAYER = Exercise(
@@ -64,6 +64,30 @@ LORA_LAYER = Exercise(
             ),
             "It divides by the root of r (that variant is called rsLoRA). This engine, like "
             "peft's default, divides by r.",
+        ),
+        "another rank": Mutant(
+            lambda x, W, A, B, alpha: _add(times(W, x), times(B, times(A, x)), alpha / len(B)),
+            "alpha is divided by the number of rows of B, which is d_out. The rank is the number "
+            "of rows of A.",
+        ),
+        "the input's length": Mutant(
+            lambda x, W, A, B, alpha: _add(times(W, x), times(B, times(A, x)), alpha / len(x)),
+            "alpha is divided by the length of x, which is d_in. The rank is the number of rows "
+            "of A.",
+        ),
+        "whole division": Mutant(
+            lambda x, W, A, B, alpha: _add(times(W, x), times(B, times(A, x)), alpha // len(A)),
+            "`//` cuts off what is behind the point: 5 // 2 is 2. Use `/`.",
+        ),
+        "alpha of 32": Mutant(
+            lambda x, W, A, B, alpha: _add(times(W, x), times(B, times(A, x)), 32 / len(A)),
+            "It always takes 32. Use the alpha that it is given.",
+        ),
+        "scales W, too": Mutant(
+            lambda x, W, A, B, alpha: [
+                alpha / len(A) * y for y in _add(times(W, x), times(B, times(A, x)))
+            ],
+            "The frozen path is scaled as well. alpha / r belongs to the adapter's path alone.",
         ),
         "replaces W": Mutant(
             lambda x, W, A, B, alpha: [alpha / len(A) * y for y in times(B, times(A, x))],
@@ -130,6 +154,22 @@ LORA_SIZE = Exercise(
             lambda d_in, d_out, rank: rank * d_in,
             "That is A alone. B has numbers, too.",
         ),
+        "the other side": Mutant(
+            lambda d_in, d_out, rank: rank * d_out,
+            "That is B alone. A has numbers, too.",
+        ),
+        "twice the same": Mutant(
+            lambda d_in, d_out, rank: 2 * rank * d_in,
+            "A and B are counted as if both were as long as the input. B has d_out rows.",
+        ),
+        "a share": Mutant(
+            lambda d_in, d_out, rank: rank * (d_in + d_out) / (d_in * d_out),
+            "That is the share of the full matrix. Give the count.",
+        ),
+        "shapes multiplied": Mutant(
+            lambda d_in, d_out, rank: rank * d_in * rank * d_out,
+            "The counts of A and B are multiplied. Two matrices side by side: add.",
+        ),
     },
     hints=(
         "How many numbers has A? How many has B?",
@@ -156,7 +196,7 @@ def rank_needed(singular_values: list[float], share: float) -> int:
 
 def _rank_by(power: int, extra: int = 0):
     def rank(singular_values: list[float], share: float) -> int:
-        values = [value**power for value in singular_values]
+        values = [value**power for value in sorted(singular_values, reverse=True)]
         kept = [sum(values[: r + 1]) for r in range(len(values))]
         return (
             next(r for r, k in enumerate(kept, start=1) if k >= share * sum(values) - 1e-12) + extra
@@ -167,9 +207,17 @@ def _rank_by(power: int, extra: int = 0):
 
 def _spectra(rng: random.Random) -> list[tuple]:
     decays = [rng.uniform(0.5, 0.8) for _ in range(3)]
-    return [
+    falling = [
         ([round(10 * d**i, 3) for i in range(10)], share) for d in decays for share in (0.8, 0.95)
     ]
+    shuffled = rng.sample(falling[0][0], 10)
+    return [*falling, ([1.0, 1.0, 1.0, 1.0], 0.5), ([3.0, *[1.0] * 9], 0.9), (shuffled, 0.8)]
+
+
+def _until(share_of_kept, singular_values: list[float]) -> int:
+    """The first rank whose kept energy passes the test."""
+    energies = [value**2 for value in singular_values]
+    return next(r for r in range(1, len(energies) + 1) if share_of_kept(sum(energies[:r])))
 
 
 RANK_NEEDED = Exercise(
@@ -191,6 +239,25 @@ RANK_NEEDED = Exercise(
         "one too few": Mutant(
             _rank_by(2, -1),
             "One too few: that rank stays just below the share. Ranks are counted from 1.",
+        ),
+        "unsorted": Mutant(
+            lambda s, share: _until(lambda kept: kept >= share * sum(x**2 for x in s) - 1e-12, s),
+            "It takes the singular values in the order in which they come. The largest count "
+            "first: sort.",
+        ),
+        "more than the share": Mutant(
+            lambda s, share: _until(
+                lambda kept: kept > share * sum(x**2 for x in s), sorted(s, reverse=True)
+            ),
+            "A rank that holds the share exactly is enough: compare with >=, not with >.",
+        ),
+        "square of the sum": Mutant(
+            lambda s, share: next(
+                r
+                for r in range(1, len(s) + 1)
+                if sum(sorted(s, reverse=True)[:r]) ** 2 >= share * sum(s) ** 2 - 1e-12
+            ),
+            "It squares the sum. Square each singular value, then add.",
         ),
         "share of the count": Mutant(
             lambda s, share: math.ceil(share * len(s)),
@@ -228,7 +295,8 @@ def _sweeps(rng: random.Random) -> list[tuple]:
             r: (round(t, 3), round(h, 3)) for r, t, h in zip(rates, train, heldout, strict=True)
         }
         sweeps.append(({0.1: (math.nan, math.nan), **sweep},))
-    return sweeps
+    learned_by_heart = {1e-4: (1.9, 1.5), 1e-3: (1.0, 0.9), 1e-2: (0.2, 1.3)}
+    return [*sweeps, ({0.1: (math.nan, math.nan), **learned_by_heart},)]
 
 
 PICK_RATE = Exercise(
@@ -249,6 +317,23 @@ PICK_RATE = Exercise(
             lambda sweep: min(sweep, key=lambda rate: sweep[rate][1]),
             "A run that blew up was chosen: every comparison with nan is false, so min() keeps "
             "it. Leave nan out first.",
+        ),
+        "the sum": Mutant(
+            lambda sweep: min(
+                (r for r in sweep if math.isfinite(sum(sweep[r]))), key=lambda r: sum(sweep[r])
+            ),
+            "It adds the two losses. The training loss has no say: it falls even while the model "
+            "memorises.",
+        ),
+        "the loss": Mutant(
+            lambda sweep: sweep[pick_learning_rate(sweep)][1],
+            "That is the lowest held-out loss. Give the rate that reached it.",
+        ),
+        "highest": Mutant(
+            lambda sweep: max(
+                (r for r in sweep if math.isfinite(sweep[r][1])), key=lambda r: sweep[r][1]
+            ),
+            "That rate has the highest held-out loss. A lower loss is better: min, not max.",
         ),
         "largest": Mutant(
             lambda sweep: max(r for r in sweep if math.isfinite(sweep[r][1])),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import random
+from itertools import pairwise
 
 from course_lib.checks.exercise import Exercise, Mutant, Property
 
@@ -32,7 +34,8 @@ def _batches_of_logprobs(rng: random.Random) -> list[tuple]:
         logprobs = [[round(-rng.uniform(0.1, 4), 2) for _ in range(n)] for n in lengths]
         weights = [[float(i >= n - rng.randrange(1, n - 1)) for i in range(n)] for n in lengths]
         cases.append((logprobs, weights))
-    return cases
+    halved = [[weight / 2 for weight in weights_T] for weights_T in weights[:1]]
+    return [*cases, (logprobs, halved + weights[1:])]
 
 
 WEIGHTED_NLL = Exercise(
@@ -60,6 +63,27 @@ WEIGHTED_NLL = Exercise(
         "sign": Mutant(
             lambda lp, w: -weighted_nll(lp, w),
             "The sign is missing: log-probabilities are negative, a loss is positive.",
+        ),
+        "counts tokens": Mutant(
+            lambda lp, w: (
+                weighted_nll(lp, w) * sum(map(sum, w)) / sum(x > 0 for row in w for x in row)
+            ),
+            "It divides by the number of tokens that have a weight. A weight may be a half: "
+            "divide by the sum of the weights.",
+        ),
+        "yes or no": Mutant(
+            lambda lp, w: weighted_nll(lp, [[float(x > 0) for x in row] for row in w]),
+            "It takes each weight as yes or no. A weight may be a half: multiply by it.",
+        ),
+        "per conversation": Mutant(
+            lambda lp, w: weighted_nll(lp, w) * sum(map(sum, w)) / len(w),
+            "It divides by the number of conversations. A long answer then makes the loss look "
+            "large: divide by the sum of the weights.",
+        ),
+        "questions above the line": Mutant(
+            lambda lp, w: -sum(map(sum, lp)) / sum(map(sum, w)),
+            "Below the line stand the weights, above it they are missing: multiply each "
+            "log-probability by its weight.",
         ),
         "no weights": Mutant(
             lambda lp, w: weighted_nll(lp, [[1.0] * len(row) for row in lp]),
@@ -103,6 +127,12 @@ def _whole_run(step: int, total: int, peak: float, warmup: int) -> float:
     )
 
 
+def _cosine(step: int, total: int, peak: float, warmup: int) -> float:
+    if step < warmup:
+        return learning_rate_at(step, total, peak, warmup)
+    return peak * (1 + math.cos(math.pi * (step - warmup) / (total - warmup))) / 2
+
+
 def _steps(rng: random.Random) -> list[tuple]:
     total, warmup, peak = rng.randrange(20, 60), rng.randrange(3, 8), rng.choice([1e-3, 5e-4])
     return [
@@ -138,6 +168,30 @@ SCHEDULE = Exercise(
             "It falls as if there had been no warm-up, so the rate jumps down when the warm-up "
             "ends. Only the steps after it share the way down.",
         ),
+        "always the peak": Mutant(
+            lambda step, total, peak, warmup: peak,
+            "That is the peak at every step: it neither rises nor falls.",
+        ),
+        "cosine": Mutant(
+            _cosine,
+            "The way down is a cosine, which is used as well. Here it is a straight line.",
+        ),
+        "falls too soon": Mutant(
+            lambda step, total, peak, warmup: (
+                learning_rate_at(step, total, peak, warmup)
+                if step < warmup
+                else peak * (total - step) / (total - warmup + 1)
+            ),
+            "It falls one step too soon: the first step after the warm-up still has the peak.",
+        ),
+        "one share too many": Mutant(
+            lambda step, total, peak, warmup: (
+                peak * (step + 1) / (warmup + 1)
+                if step < warmup
+                else learning_rate_at(step, total, peak, warmup)
+            ),
+            "On the way up the peak is reached one step too late: step warmup - 1 has it.",
+        ),
         "constant": Mutant(
             lambda step, total, peak, warmup: peak * min(1, (step + 1) / warmup),
             "It never comes down. The noise of a high rate stays in the final weights.",
@@ -151,7 +205,8 @@ SCHEDULE = Exercise(
         "after the warm-up.",
     ),
     stub='''def learning_rate_at(step, total, peak, warmup):
-    """step 0 .. total - 1; up to the peak within `warmup` steps, then down, never quite 0."""
+    """step 0 .. total - 1. A straight line up: step warmup - 1 has the peak. Then a straight
+    line down from the peak, which step `warmup` has, too; step `total` would have 0."""
     return ...''',
 )
 
@@ -195,6 +250,25 @@ NOT_ONCE = (
     "A row occurs twice in one epoch while others are left out. Shuffle the rows, then cut; do "
     "not draw."
 )
+SAME_FOR_ALL_SEEDS = (
+    "Another seed gives the same order. Two runs with two seeds should differ: let the seed into "
+    "the shuffle, beside the epoch."
+)
+NEIGHBOURS = (
+    "Rows that are neighbours in the file are neighbours in every batch. Shuffle the rows, not the "
+    "batches."
+)
+
+
+def _neighbours(batch: list[int]) -> bool:
+    return all(second - first == 1 for first, second in pairwise(batch))
+
+
+def _batches_shuffled(n: int, batch_size: int, seed: int, epoch: int) -> list[list[int]]:
+    whole = range(0, n - batch_size + 1, batch_size)
+    batches = [list(range(start, start + batch_size)) for start in whole]
+    random.Random(f"{seed}/{epoch}").shuffle(batches)
+    return batches
 
 
 BATCHES = Exercise(
@@ -202,9 +276,16 @@ BATCHES = Exercise(
     title="Mend the batches",
     kind="find the bug",
     reference=epoch_batches,
-    cases=lambda rng: [(rng.randrange(41, 44), 8, rng.randrange(100), epoch) for epoch in range(3)],
+    cases=lambda rng: [
+        *[(rng.randrange(41, 44), 8, rng.randrange(100), epoch) for epoch in range(3)],
+        (41, 8, 0, 1),
+    ],
     same=None,
     properties=(
+        Property(
+            lambda f, *case: all(isinstance(row, int) for batch in f(*case) for row in batch),
+            "It should give a list of batches, and each batch is a list of row numbers.",
+        ),
         Property(
             lambda f, n, size, seed, epoch: f(n, size, seed, epoch) == f(n, size, seed, epoch),
             NOT_REPEATABLE,
@@ -223,12 +304,35 @@ BATCHES = Exercise(
             ),
             NOT_ONCE,
         ),
+        Property(
+            lambda f, n, *rest: {row for batch in f(n, *rest) for row in batch} <= set(range(n)),
+            "A row number is outside 0 .. n - 1: the first row is row 0.",
+        ),
+        Property(
+            lambda f, n, size, seed, epoch: (
+                f(n, size, seed, epoch) != f(n, size, seed + 1, epoch)
+                and f(n, size, seed, epoch) != f(n, size, seed + 2, epoch)
+            ),
+            SAME_FOR_ALL_SEEDS,
+        ),
+        Property(lambda f, *case: not all(_neighbours(batch) for batch in f(*case)), NEIGHBOURS),
+        Property(
+            lambda f, n, size, seed, epoch: (
+                len({row for e in range(8) for batch in f(n, size, seed, e) for row in batch}) == n
+            ),
+            "The same rows are dropped in every epoch. Shuffle first, then drop: another epoch "
+            "drops others.",
+        ),
     ),
     mutants={
         "partial batch": Mutant(_with_partial, PARTIAL),
         "same order": Mutant(
             lambda n, size, seed, epoch: epoch_batches(n, size, seed, 0), SAME_ORDER
         ),
+        "seed ignored": Mutant(
+            lambda n, size, seed, epoch: epoch_batches(n, size, 0, epoch), SAME_FOR_ALL_SEEDS
+        ),
+        "batches shuffled": Mutant(_batches_shuffled, NEIGHBOURS),
         "unseeded": Mutant(_unseeded, NOT_REPEATABLE),
         "with replacement": Mutant(_with_replacement, NOT_ONCE),
     },
@@ -251,8 +355,7 @@ def which_resume(uninterrupted: list[float], resumed: dict[str, list[float]]) ->
     def distance(name: str) -> float:
         return max(abs(a - b) for a, b in zip(uninterrupted, resumed[name], strict=True))
 
-    labels = ("weights and optimizer", "weights only", "fresh start")
-    return dict(zip(sorted(resumed, key=distance), labels, strict=True))
+    return dict(zip(sorted(resumed, key=distance), LABELS, strict=True))
 
 
 def _swap(first: str, second: str):
@@ -269,6 +372,17 @@ def _resumes(rng: random.Random) -> list[tuple]:
     runs = [whole, [round(x + 0.05, 3) for x in whole], [round(x + 1.5, 3) for x in whole]]
     names = rng.sample("ABC", 3)
     return [(whole, dict(sorted(zip(names, runs, strict=True))))]
+
+
+LABELS = ("weights and optimizer", "weights only", "fresh start")
+
+
+def _turn(by: int):
+    def answer(uninterrupted: list[float], resumed: dict[str, list[float]]) -> dict[str, str]:
+        right = which_resume(uninterrupted, resumed)
+        return {name: LABELS[(LABELS.index(label) + by) % 3] for name, label in right.items()}
+
+    return answer
 
 
 WHICH_RESUME = Exercise(
@@ -294,14 +408,42 @@ WHICH_RESUME = Exercise(
             "The run on top of the uninterrupted one did not start afresh, and the one that "
             "begins high up lost everything.",
         ),
+        "none right": Mutant(
+            _turn(1),
+            "None of the three is right. Begin with the run that lies exactly on the "
+            "uninterrupted one: it had both.",
+        ),
+        "none right, either": Mutant(
+            _turn(2),
+            "All three are wrong. Begin with the run that starts far above the others: it had "
+            "nothing.",
+        ),
     },
+    properties=(
+        Property(
+            lambda answer, uninterrupted, resumed: (
+                isinstance(answer, dict) and set(answer) == set(resumed)
+            ),
+            'Write a dictionary with the keys "A", "B" and "C": {"A": "...", "B": "...", '
+            '"C": "..."}.',
+        ),
+        Property(
+            lambda answer, uninterrupted, resumed: set(answer.values()) <= set(LABELS),
+            "Use the three labels letter by letter as the cell gives them.",
+        ),
+        Property(
+            lambda answer, uninterrupted, resumed: len(set(answer.values())) == 3,
+            "Each of the three labels belongs to exactly one of the runs.",
+        ),
+    ),
     hints=(
         "One of the three lies exactly on the uninterrupted curve. What must it have kept?",
         "Adam remembers two moving averages per weight. Without them the next steps have another "
         "size.",
         "The run that starts at the loss of step 0 has kept nothing at all.",
     ),
-    stub="""# for "A", "B" and "C" one of "weights and optimizer", "weights only", "fresh start"
+    stub="""# a dictionary: "A", "B" and "C", each with one of these labels:
+# "weights and optimizer", "weights only", "fresh start"
 which_was_it = ...""",
 )
 

@@ -18,6 +18,13 @@ def read_answer(text: str) -> int | None:
     return int(match[0]) if match else None
 
 
+def _read(text: str, number: str) -> int | None:
+    """What another idea of a number reads right after the last "answer is "."""
+    _, mark, tail = text.rpartition("answer is ")
+    match = re.match(number, tail) if mark else None
+    return int(match[0].replace(",", "")) if match else None
+
+
 def _first_stated(text: str) -> int | None:
     found = re.search(r"answer is (-?\d+)", text)
     return int(found[1]) if found else None
@@ -92,6 +99,30 @@ READ_ANSWER = Exercise(
             "129; and an "
             'earlier number counts although the last "answer is" is followed by none.',
         ),
+        "half a number": Mutant(
+            lambda text: _read(text, r"-?\d+(?![\d,])"),
+            "It reads 129.5 as 129. A point with a digit behind it belongs to the number; the "
+            "full stop of a sentence does not.",
+        ),
+        "half of thousands": Mutant(
+            lambda text: _read(text, r"-?\d+(?!\d|\.\d)"),
+            "It reads 129,000 as 129: the number goes on behind the comma.",
+        ),
+        "cut short": Mutant(
+            lambda text: _read(text, r"-?\d+"),
+            "It reads the digits and ignores what they run on into: 129.5 and 129,000 are not "
+            "129. Both should give None here.",
+        ),
+        "thousands read": Mutant(
+            lambda text: _read(text, r"-?\d[\d,]*(?!\.\d)(?![\d,])"),
+            "It reads 129,000 as a number, as the library does. This exercise is stricter: a "
+            "number with a comma in it gives None.",
+        ),
+        "thousands and halves": Mutant(
+            lambda text: _read(text, r"-?\d[\d,]*"),
+            "A comma or a point with digits behind it should give None here: yours reads 129.5 "
+            "as 129, or 129,000 as a number.",
+        ),
         "no minus": Mutant(
             _no_sign,
             "A negative answer is not read: the minus sign belongs to the number.",
@@ -105,7 +136,9 @@ READ_ANSWER = Exercise(
         "point that is followed by more digits.",
     ),
     stub='''def read_answer(text):
-    """The whole number right after the last "answer is " (an int, maybe negative), or None."""
+    """The whole number right after the last "answer is " (an int, maybe negative), or None.
+
+    None, too, if its digits go on behind a point or a comma: 129.5, 129,000."""
     return ...''',
 )
 
@@ -145,6 +178,19 @@ BRADLEY_TERRY = Exercise(
         "hinge": Mutant(
             lambda margins: sum(max(0.0, 1 - m) for m in margins) / len(margins),
             "That is the hinge loss: zero beyond a margin of 1, and no probability behind it.",
+        ),
+        "mean first": Mutant(
+            lambda margins: bradley_terry_loss([sum(margins) / len(margins)]),
+            "It takes the loss of the mean margin. First the loss of each pair, then the mean.",
+        ),
+        "in bits": Mutant(
+            lambda margins: bradley_terry_loss(margins) / math.log(2),
+            "That is in bits (log base 2). The loss uses the natural logarithm.",
+        ),
+        "only the wrong": Mutant(
+            lambda margins: sum(max(-m, 0.0) for m in margins) / len(margins),
+            "That pays nothing for being surer: it is 0 for every right pair. Near a margin of 0 "
+            "the logarithm is missing.",
         ),
         "overflows": Mutant(
             lambda margins: sum(math.log(1 + math.exp(-m)) for m in margins) / len(margins),
@@ -227,6 +273,21 @@ TOURNAMENT = Exercise(
             ],
             "In the other order [j][i] says that j won. It is a win for i when it is False.",
         ),
+        "shown second": Mutant(
+            lambda wins: [
+                sum(not wins[j][i] for j in range(len(wins)) if j != i) / (len(wins) - 1)
+                for i in range(len(wins))
+            ],
+            "Only the duels in which an answer stood second are counted. Count both orders.",
+        ),
+        "duels lost": Mutant(
+            lambda wins: [1 - reward for reward in tournament_rewards(wins)],
+            "That is the share of duels lost: the best answer gets the least.",
+        ),
+        "divided by once": Mutant(
+            lambda wins: [2 * reward for reward in tournament_rewards(wins)],
+            "Each answer meets each other one twice: divide by twice the number of others.",
+        ),
         "a count": Mutant(
             lambda wins: [r * 2 * (len(wins) - 1) for r in tournament_rewards(wins)],
             "That is the number of wins. Divide by the number of duels, so that rewards lie "
@@ -276,6 +337,24 @@ REPAIR = Exercise(
             lambda right, polish: 1.0 + 0.2 * polish if right else 0.0,
             'Polish has no ceiling (or floor): seven times "thank you" is worth more than being '
             "right. Bound it to 0 .. 1 first.",
+        ),
+        "no floor": Mutant(
+            lambda right, polish: 1.0 + 0.2 * min(polish, 1.0) if right else 0.0,
+            "Polish has no floor: a right answer may be paid less than 1. It counts at least 0.",
+        ),
+        "no ceiling": Mutant(
+            lambda right, polish: 1.0 + 0.2 * max(polish, 0.0) if right else 0.0,
+            'Polish has no ceiling: seven times "thank you" is worth more than being right. It '
+            "counts at most 1.",
+        ),
+        "cut at 0.2": Mutant(
+            lambda right, polish: 1.0 + max(min(polish, 0.2), 0.0) if right else 0.0,
+            "It cuts polish off at 0.2, so that a little earns as much as a lot. Bound it to "
+            "0 .. 1, then take 0.2 of it.",
+        ),
+        "all of the polish": Mutant(
+            lambda right, polish: 1.0 + min(max(polish, 0.0), 1.0) if right else 0.0,
+            "The factor 0.2 is missing: polish is worth as much as being right.",
         ),
         "a product": Mutant(
             lambda right, polish: float(right) * min(max(polish, 0.0), 1.0),

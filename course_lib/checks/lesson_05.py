@@ -74,6 +74,17 @@ ADVANTAGES = Exercise(
             lambda rewards_P_G: [[-a for a in row] for row in group_advantages(rewards_P_G)],
             "The sign is turned: better than the group's mean must be positive.",
         ),
+        "leave one out": Mutant(
+            lambda rewards_P_G: [
+                [r - (sum(row) - r) / (len(row) - 1) for r in row] for row in rewards_P_G
+            ],
+            "It compares with the mean of the others (leave one out), which the library knows, "
+            "too. Here the mean is that of the whole group, the answer itself included.",
+        ),
+        "fixed middle": Mutant(
+            lambda rewards_P_G: [[r - 0.5 for r in row] for row in rewards_P_G],
+            "It subtracts 0.5 from every reward. The measure is the group's own mean.",
+        ),
         "above the best": Mutant(
             lambda rewards_P_G: [[r - max(row) for r in row] for row in rewards_P_G],
             "It subtracts the group's best reward, so nothing is ever encouraged. Subtract the "
@@ -132,6 +143,19 @@ GROUPS = Exercise(
             lambda problems, G: [problem for problem in problems for _ in range(G)],
             "All requests stand in one flat list, so nobody can tell where a group ends.",
         ),
+        "one problem for all": Mutant(
+            lambda problems, G: [[problems[0]] * G for _ in problems],
+            "Every group asks the first problem. Group p asks problems[p].",
+        ),
+        "said, not done": Mutant(
+            lambda problems, G: [(problem, G) for problem in problems],
+            "Each group says how often to ask. Write the problem out `group_size` times.",
+        ),
+        "cut up": Mutant(
+            lambda problems, G: [problems[i : i + G] for i in range(0, len(problems), G)],
+            "It cuts the list of problems into pieces. A group is one problem, asked "
+            "`group_size` times.",
+        ),
         "one sample": Mutant(
             lambda problems, G: [[problem] for problem in problems],
             "Each group has a single answer. Its mean is itself and its advantage is always 0.",
@@ -184,6 +208,10 @@ FIRST_LOSS = Exercise(
             "That is the mean over the tokens. The SDK sums over tokens and over data, and "
             "averages nothing.",
         ),
+        "for each answer": Mutant(
+            lambda a, n: [-x * m for x, m in zip(a, n, strict=True)],
+            "These are the parts, one for each answer. The SDK sums them: give the sum.",
+        ),
         "sign": Mutant(
             lambda a, n: sum(x * m for x, m in zip(a, n, strict=True)),
             "The sign is turned: the loss is minus ratio times advantage.",
@@ -232,6 +260,18 @@ DEAD_GROUPS = Exercise(
         "alive": Mutant(
             lambda p, G: 1 - p**G - (1 - p) ** G,
             "That is the share of groups that are alive, with both right and wrong answers.",
+        ),
+        "in percent": Mutant(
+            lambda p, G: 100 * dead_share(p, G),
+            "That is in percent. A chance lies between 0 and 1.",
+        ),
+        "two answers": Mutant(
+            lambda p, G: p**2 + (1 - p) ** 2,
+            "That holds for two answers. All `group_size` answers must agree.",
+        ),
+        "G times": Mutant(
+            lambda p, G: G * p + G * (1 - p),
+            "Chances of answers that are all to happen are multiplied, not added: a power of p.",
         ),
         "both at once": Mutant(
             lambda p, G: p**G * (1 - p) ** G,

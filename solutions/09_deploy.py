@@ -163,7 +163,8 @@ with safe_open(base.path / "model.safetensors", framework="pt") as file:
 pair, alpha = adapter.pairs[MODULE], adapter.config["lora_alpha"]
 x = torch.linspace(-1, 1, W.shape[1])
 two_paths = W @ x + adapter.scaling * (pair.B @ (pair.A @ x))
-one_path = torch.tensor(merge(W.tolist(), pair.A.tolist(), pair.B.tolist(), alpha)) @ x
+merged = merge(W.tolist(), pair.A.tolist(), pair.B.tolist(), alpha)
+one_path = torch.as_tensor(merged, dtype=torch.float32) @ x  # lists, an array or a tensor
 forgot_the_rank = (W + alpha * pair.B @ pair.A) @ x
 for name, y in {"merged": one_path, "without 1/r": forgot_the_rank}.items():
     band(f"{name} equals two paths", torch.allclose(y, two_paths, atol=1e-4))

@@ -615,7 +615,8 @@ certificate = {
     "data": "till.jsonl",
     "seed": 0,
 }
-(project / "certificate.json").write_text(json.dumps(certificate, indent=1), encoding="utf-8")
+text = json.dumps(certificate, indent=1, default=float)  # float: also of an array's or a tensor's
+(project / "certificate.json").write_text(text, encoding="utf-8")
 measured("gain in points", certificate["gain_points"])
 print(f"judged on {certificate['problems']} held-out questions; written to certificate.json")
 band("At least 30 points better", certificate["gain_points"] > 30)

@@ -41,6 +41,8 @@ service = connect()
 # lesson 08 does it.
 #
 # A **training client** holds what is trained: here a LoRA adapter (lesson 02) on the base model.
+# Calls give a *future* at once, and `.result()` waits for what it promises. Models do not see
+# letters, they see **tokens**: pieces of text, of which this model knows the number printed below.
 
 # %% id="training-client"
 import math
@@ -60,6 +62,9 @@ print(f"The model chooses among {vocab_size} tokens at every step.")
 #
 # Before you run the next cell: what do you expect from a model that can add, but has never seen
 # a conversation?
+#
+# (Three helpers print results in all lessons. `quote` shows what a model wrote. `measured` shows a
+# number, which may differ a little on your machine. `band` shows a claim and whether it holds.)
 
 # %% id="ask-base"
 from course_lib.conversations import Message
@@ -84,7 +89,7 @@ band("The base model answers the question", "129" in base_answer)
 # 1948 is the source of the logarithm; "nats" means that it is the natural one.)
 #
 # **Predict.** A model that knows nothing gives all `vocab_size` tokens the same probability. What
-# is its loss per token? Write down the number, or the formula.
+# is its loss per token? Write down the number, or the formula in Python (`math` is imported).
 
 # %% id="predict-first-loss" exercise="00.1"
 predicted_loss = math.log(vocab_size)
@@ -135,9 +140,9 @@ band("The base model knows something about this answer", loss_before < predicted
 # number have to move to make the answer likelier? `optim_step` moves them, with the optimizer Adam
 # (Kingma and Ba 2014).
 #
-# Both calls come back at once with a *future*, a promise of a result. The engine works through them
-# in the order in which they were sent. So a good training step sends both, and waits afterwards:
-# while you wait for nothing, nobody waits for you.
+# Both calls come back at once with a future. The engine works through them in the order in which
+# they were sent. So a good training step sends both, and waits afterwards: while you wait for
+# nothing, nobody waits for you.
 
 
 # %% id="write-train-step" exercise="00.2"
@@ -217,10 +222,11 @@ logprob_after = check("00.3", logprob_after, before=logprob_before, trained=logp
 # %% id="twenty-steps"
 from course_lib.plots.curves import curves_figure
 
-losses = [loss_before, loss_after]
-for _ in range(19):
+losses = [loss_before]
+for _ in range(19):  # one step is done already; each step reports the loss from before it
     result = train_step(client, [datum], learning_rate=2e-3)
     losses.append(result.metrics["loss:sum"] / answer_tokens)
+losses.append(nll(client, [datum]))
 level = (predicted_loss, "knows nothing: ln(vocabulary)")
 curves = {"this answer": losses}
 show(curves_figure(curves, "One example, twenty steps", "loss (nats)", level=level, first=0))
@@ -268,7 +274,9 @@ for asked, right in ((question, "129"), (other, "97")):
 #    make those likelier that were right. It teaches what *pays*.
 #
 # First a fresh client, and how it does before anything has happened to it. While the training runs,
-# the dashboard moves; **Stop** holds it after the step at hand, **Resume** goes on.
+# the dashboard moves; **Stop** holds it after the step at hand, **Resume** goes on. Of the three
+# curves of GRPO look at the left one: the mean reward, here the share of right answers. (The other
+# two are explained in lessons 05 and 06.)
 
 # %% id="settings"
 from dataclasses import replace
@@ -328,9 +336,10 @@ band(
 )
 
 # %% [markdown] id="discovery"
-# Look at the right half of the figure. Nobody told the model to show its working, and the reward
-# did not ask for it: it paid for right answers only. But answers that were worked out were right
-# more often, so they became more frequent. That is the discovery that this course takes apart.
+# Look at the right half of the figure. SFT has shown the model both kinds of answer, with the
+# working and without. Nobody told it which is better, and the reward did not ask: it paid for right
+# answers only. But answers that were worked out were right more often, so they became more
+# frequent. That is the discovery that this course takes apart.
 #
 # This was the tiny version: a minute of training. `posttrain all --config quick` in a terminal
 # trains longer, and reaches what the table in the README shows.

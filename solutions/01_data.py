@@ -76,7 +76,8 @@ band("Both doors give the same conversations", same)
 # | same role twice | user, user | teach it that questions follow questions |
 # | no assistant turn | only a question | there is nothing to learn |
 #
-# Only the first fault makes any noise. The others train, and the loss falls.
+# Only the first two can make any noise. The others train, and the loss falls. (The second one has
+# many faces: no `messages`, an empty list of them, or a line that is JSON and no object at all.)
 
 # %% id="planted-rows"
 import json
@@ -123,7 +124,7 @@ for number, line in enumerate(lines, start=1):
 
 # %% [markdown] id="validator-note"
 # The library's validator knows some thirty faults, and says for each where it is and what to do.
-# From a terminal: `posttrain validate data/broken.jsonl`. That file holds one of each; here are a
+# From a terminal: `posttrain validate data/broken.jsonl`. That file holds most of them; here are a
 # few of what it finds, and then the verdict on the data that we shall train on.
 
 # %% id="validate-broken"
@@ -190,7 +191,8 @@ mask_viewer([example, *conversations[:8]], tokenizer).show()
 
 # %% [markdown] id="mask-exercise"
 # Now write the mask. To keep markers and sub-words out of the way, a token is here a pair: whose
-# message it belongs to, and which part of the message it is.
+# message it belongs to, and which part of the message it is. Trained on are the text and the end of
+# the last assistant message, also when the user speaks after it.
 
 # %% id="mask-tokens"
 tokens_T = [

@@ -111,8 +111,8 @@ band("The same at every rank", max(fresh) - min(fresh) < 1e-4)
 # %% [markdown] id="count-question"
 # ## How many numbers are trained?
 #
-# **Predict** first: a matrix of 4096 by 4096, rank 8. Is the adapter a half, a tenth, or a
-# hundredth of the matrix? Then write the count.
+# **Predict** first: a matrix of 4096 by 4096, rank 8. Is the adapter a tenth of the matrix, a
+# hundredth, or less? Then write the count.
 
 
 # %% id="write-lora-parameters" exercise="02.2"
@@ -138,9 +138,10 @@ for name, shapes in SHAPES.items():
 
 # %% [markdown] id="count-note"
 # The larger the matrix, the smaller the share: the matrix grows with the square of its side, the
-# adapter only with the side. And Adam keeps two more numbers for every number that it trains, so
-# what is saved in memory is three or four times what is saved in gradients. On our tiny model rank
-# 16 is no great saving; it is there to be looked at.
+# adapter only with the side. (At 4096 by 4096 and rank 8 it is 65,536 of 16.8 million numbers: one
+# in 256.) And every number that is trained needs three more in memory: its gradient, and two that
+# Adam remembers. A frozen number needs none of them. On our tiny model rank 16 is no great saving;
+# it is there to be looked at.
 
 # %% [markdown] id="full-question"
 # ## Is a change of low rank enough?
@@ -213,7 +214,9 @@ band("The full fine-tune has learned", full_loss < 0.6 * base_loss)
 
 # %% [markdown] id="size-note"
 # How large is the change, beside the matrix that it changes? Below is the length of one divided by
-# the length of the other (all numbers squared, added, and the root of it), for all 28 matrices.
+# the length of the other (all numbers squared, added, and the root of it), for all 28 matrices:
+# seven in each of four layers. `q`, `k`, `v` and `o` belong to the attention, the other three to the
+# feed-forward part.
 
 # %% id="size-of-change"
 from course_lib.plots.heat import heat_map
@@ -233,7 +236,7 @@ show(heat_map(sizes, "Size of the change", "", "", "% of the matrix", digits=1, 
 #
 # The change of a matrix is $\Delta W = W_\text{tuned} - W_\text{base}$. Its singular value
 # decomposition $\Delta W = U S V^\top$ sorts it into pieces of rank 1, the largest first. The share
-# of the change that the first $r$ pieces keep is counted in squares:
+# of the change that the first $r$ pieces keep is counted in squares, and called **energy**:
 #
 # $$\text{kept}(r) = \frac{s_1^2 + \dots + s_r^2}{s_1^2 + \dots + s_n^2}$$
 #
@@ -309,9 +312,10 @@ band("At rank 4 it keeps more of the improvement than of the energy", gained[3] 
 
 # %% [markdown] id="truncate-answer"
 # A full fine-tune was free to use all 128 dimensions of every matrix, and what mattered went into a
-# few of them. The other ranks hold a good part of the energy and nearly none of the improvement:
-# they are mostly the noise of single batches. This is why LoRA can work: it does not search where
-# there is little to find.
+# few of them: two ranks keep nine tenths of the improvement. The other ranks hold a good part of
+# the energy and nearly none of the improvement: they are mostly the noise of single batches. (That
+# is how a cut can keep a little more than 100 %: it takes noise away.) This is why LoRA can work:
+# it does not search where there is little to find.
 #
 # One caution. That is a fact about *this* change: a new format and a new habit, learned from a few
 # hundred rows. Teaching a model a new language from billions of tokens is another matter.
@@ -420,7 +424,9 @@ show_source(lora_product)
 
 # %% [markdown] id="sdk-predict"
 # It adapts the same matrices, so the same rows must lead to about the same place. (Not to the same
-# number: $A$ begins with other random values.)
+# number: $A$ begins with other random values. Did you wonder above why rank 16 ended no lower than
+# rank 4? Compare the two numbers below, both of rank 16: the start of $A$ alone moves the loss by
+# about as much. One run each does not rank two ranks that are close.)
 
 
 # %% id="sdk-train"

@@ -112,6 +112,12 @@ measured("wrong on purpose, questions counted as well", weighted_nll(logprobs_D_
 same = abs(mine * sum(map(sum, weights_D_T)) - result.metrics["loss:sum"]) < 0.05
 band("Times the trained tokens, it is the engine's loss:sum", same)
 
+# %% [markdown] id="nll-answer"
+# Divided by all tokens the loss looks smaller, though nothing is better: the questions, which cost
+# nothing, are counted as if they had been predicted. The more of a batch is question, the smaller
+# it looks. And if each conversation were averaged first, one token of a short answer would count as
+# much as several of a long one.
+
 # %% [markdown] id="batches-question"
 # ## In which order do the rows come?
 #
@@ -161,6 +167,10 @@ for epoch in (0, 1):
 # Adam's first steps are its most uncertain ones, because its averages have seen nothing yet; so
 # many recipes **warm up** (Goyal et al. 2017). The last steps should be small, because what they
 # change is not corrected any more; so nearly all recipes let the rate **fall**.
+#
+# Both ways are straight lines here. Of five steps of warm-up the first has a fifth of the peak and
+# the last all of it. The next step has the peak, too; then the rate comes down evenly, and would be
+# 0 one step after the last.
 
 
 # %% id="write-learning-rate" exercise="03.3"
@@ -272,9 +282,10 @@ band("The end marker has become cheap", surprise[STEPS][-1] < 0.1 < before[-1])
 
 # %% [markdown] id="heat-answer"
 # The results `68` and `129` were cheap from the start: the base model can add. So sort the tokens
-# into three kinds, and average each: **form** (signs, commas, words, the end), **asked** (digits
-# that stand in the question and must be looked up there), **computed** (digits that follow by
-# adding).
+# into three kinds, and average each: **form** (signs, commas, words, the end; and the very first
+# token, which decides whether the answer begins with a digit or with "The"), **asked** (the other
+# digits that stand in the question and must be looked up there), **computed** (digits that follow
+# by adding).
 
 # %% id="kinds-of-tokens"
 KINDS = "fafaaf ccf ccf aaf ccc fffff cccff".replace(" ", "")  # one letter for each token
@@ -293,9 +304,11 @@ band("Computing was cheap from the start", by_kind["computed"][0] < 0.2)
 band("The form is learned", by_kind["form"][-1] < 0.5 * by_kind["form"][0])
 
 # %% [markdown] id="heat-lesson"
-# Thirty steps teach the form. To look up what was asked is slower: such a digit may still cost $\ln
-# 10 = 2.3$ nats, which is the price of a guess among ten. Ask the model, and you see it: perfect
-# form, and a number that belongs to another question. One average would have hidden this.
+# Thirty steps teach the form. What stays dear of it is the first token: most answers in the data
+# begin with "The", and where one does begin with a digit, it must be the right one. To look up what
+# was asked is slower: such a digit may still cost $\ln 10 = 2.3$ nats, which is the price of a
+# guess among ten. Ask the model, and you see it: perfect form, and a number that belongs to another
+# question. One average would have hidden this.
 
 # %% id="form-without-content"
 from course_lib.lessons import quote
@@ -412,7 +425,8 @@ title = "Distance from the uninterrupted run"
 show(curves_figure(close, title, "difference of the loss (nats)", steps=steps))
 
 # %% [markdown] id="resume-exercise"
-# The letters were drawn by lot. Read the curves, and name each of them.
+# The letters were drawn by lot. Read the curves, and name each of them. The answer is a dictionary,
+# from a letter to a label.
 
 # %% id="which-was-it" exercise="03.4"
 # a dictionary: "A", "B" and "C", each with one of these labels:

@@ -49,6 +49,10 @@ rl_config = replace(rl_config, learning_rate=2e-3, schedule="constant", max_toke
 # A function from a problem and a completion to a **score**: a number, the parts that it was made
 # of, and a reason in words. The number is for the optimiser. The parts and the reason are for you:
 # a number alone never tells you why.
+#
+# Four words of reinforcement learning: the model in training is the **policy**; what it writes is a
+# **completion**; a completion with its score is a **rollout**; several rollouts of one problem are a
+# **group**.
 
 # %% id="source-score"
 from course_lib.rewards import Problem, Score, correct
@@ -137,7 +141,8 @@ def last_number(text):
 
 # %% [markdown] id="grader-exercise"
 # **Write a better one.** A completion states its answer after the last "answer is ". Read the whole
-# number there, and nothing else.
+# number there, and nothing else. Be strict: a number that goes on behind a point or a comma (129.5,
+# 129,000) is no whole number here. The library, which you saw above, does read 129,000.
 
 
 # %% id="write-grader" exercise="04.1"
@@ -380,10 +385,10 @@ measured("polite lies that beat a plain truth, of 18:", lies_won)
 band("Most polite lies win", lies_won > 12)
 
 # %% [markdown] id="truth-lesson"
-# It has learnt what was easiest to see: courtesy decides six of the seven kinds of pair, and truth
-# would have needed knowledge. The one accuracy in the headline hid it, and the calibration says so
-# only if you look at the right bin. **Split the accuracy of a judge by reason.** A policy that is
-# paid by this judge will be taught to lie politely.
+# It has learnt what was easiest to see: six of the seven kinds of pair can be told by how a reply
+# sounds, and truth would have needed knowledge. The one accuracy in the headline hid it, and the
+# calibration says so only if you look at the right bin. **Split the accuracy of a judge by
+# reason.** A policy that is paid by this judge will be taught to lie politely.
 #
 # But the base model *has* the knowledge: it has read all about the villagers. A score that hangs on
 # one "yes" has to find it from scratch. So let the strength of a reply be the logprob that the
@@ -511,13 +516,14 @@ spread = max(rewards["asked both ways"]) - min(rewards["asked both ways"])
 band("Asked in both orders, they are paid nearly alike", spread < 0.35)
 
 # %% [markdown] id="position-lesson"
-# Asked once, the reward is the seat. GRPO would have trained on it without complaint: the groups
-# are not dead, and the advantages look healthy. Asked in both orders, the bias cancels, and what
-# remains is the truth about this judge: it has hardly an opinion. (Large models have one, and a
-# smaller bias, and it is there: Zheng et al. 2023, "Judging LLM-as-a-Judge".) The library's
-# `tournament_reward` always asks both orders, and reports the bias as a part of the score. It also
-# adds up the probabilities instead of counting wins: a count pays replies apart that the judge
-# finds nearly alike.
+# Asked once, the reward is the seat. GRPO would have trained on it without complaint: in every
+# group some replies are paid more than others, and that is all it looks at (lesson 05). Asked in
+# both orders, the bias cancels, and what remains is the truth about this judge: it has hardly an
+# opinion. (Large models have one, and a smaller bias, and it is there: Zheng et al. 2023, "Judging
+# LLM-as-a-Judge".) The library's `tournament_reward` always asks both orders, and reports the bias
+# as a part of the score. It also adds up the probabilities instead of counting wins: with a count,
+# two replies that the judge finds nearly alike (0.51 against 0.49) are paid as if one were clearly
+# better.
 #
 # ## A reward that looks sensible
 #
@@ -602,12 +608,13 @@ band("Gamed: quality rose at first", max(quality) > quality[0] + 0.1)
 band("Gamed: then quality fell again, by more than 0.2", quality[-1] < max(quality) - 0.2)
 
 # %% [markdown] id="hacking-lesson"
-# At first the two rise together: polite replies *are* better than curt ones. That is why the reward
-# looked sensible, and why a short test would have passed it. Then the cheapest way to more reward
-# leads away from what was meant. Nothing in the training curve shows the turn: it rises, smoothly.
-# (Goodhart's law; measured for reward models by Gao et al. 2022, "Scaling Laws for Reward Model
-# Overoptimization".) Look at the dead groups in the dashboard, too: once every reply earns the
-# full reward, there is nothing to prefer, and the model stays where it is.
+# For a few steps the two rise together: polite replies *are* better than curt ones. That is why the
+# reward looked sensible, and why a short test would have passed it. Then the cheapest way to more
+# reward leads away from what was meant. Nothing in the training curve shows the turn: it rises,
+# smoothly. (Goodhart's law; measured for reward models by Gao et al. 2022, "Scaling Laws for Reward
+# Model Overoptimization".) Look at the dead groups in the dashboard, too: groups in which all
+# replies are paid the same. Once every reply earns the full reward, there is nothing to prefer, and
+# the model stays where it is.
 #
 # ## Repair it
 #
@@ -699,8 +706,8 @@ band("The reward model prefers the repaired replies", liked["repaired"] > liked[
 # blind (truth), and sharp where they are sharp. A rule is blind where its author was. That is why
 # they are combined, and why neither replaces reading.
 #
-# One alarm costs nothing: `diagnose` reads the metrics of a run (lesson 10 is about it). It saw the
-# length, or the share of right answers. It cannot know what you meant.
+# One alarm costs nothing: `diagnose` reads the metrics of a run (lesson 10 is about it). It sees
+# that the replies grow. It cannot know what you meant.
 
 # %% id="diagnose"
 from course_lib.diagnosis import diagnose
@@ -778,9 +785,10 @@ for each in result.groups[:4]:
     quote(each.rollouts[0].text, f"{each.rollouts[0].score.value:.2f}")
 
 # %% [markdown] id="own-run-lesson"
-# Courtesies cost, so they go. The cheapest reply of all is one word, worth 0.95. Did the run find
-# it? RL makes likelier what is sampled already: lesson 05. And the hole in this reward: `in` looks
-# for letters, not for words. "tea" stands in "teacher".
+# Courtesies cost, so they go: in eight steps "I am glad to help." was worn down to its last word.
+# The cheapest reply of all is one word, worth 0.95, and the run has not found it. RL makes likelier
+# what is sampled already: lesson 05. And the hole in this reward: `in` looks for letters, not for
+# words. "tea" stands in "teacher".
 
 # %% id="progress"
 progress()

@@ -197,14 +197,14 @@ for wanted in sorted(set(group.rewards_G), reverse=True):
 # same model. **Predict** the loss of a group from its advantages and the lengths of its answers.
 
 
-# %% id="predict-first-loss" exercise="05.3"
+# %% id="predict-first-loss" exercise="05.2"
 def first_loss(advantages_G, lengths_G):
     """loss:sum of importance_sampling before the first step; lengths_G in completion tokens."""
     return -sum(advantage * n for advantage, n in zip(advantages_G, lengths_G, strict=True))
 
 
 # %% id="check-first-loss"
-first_loss = check("05.3", first_loss)
+first_loss = check("05.2", first_loss)
 
 # %% [markdown] id="first-loss-note"
 # And the engine? `forward` computes a loss and takes no step.
@@ -322,14 +322,14 @@ for name, row in zip("AB", buggy_requests(["12+11+10", "87+96+78"], 4), strict=T
 # easy one. **Mend it.**
 
 
-# %% id="mend-groups" exercise="05.2"
+# %% id="mend-groups" exercise="05.3"
 def group_requests(problems, group_size):
     """A list of groups: group p is what to ask to get `group_size` answers to problems[p]."""
     return [[problem] * group_size for problem in problems]
 
 
 # %% id="check-groups"
-group_requests = check("05.2", group_requests)
+group_requests = check("05.3", group_requests)
 
 # %% [markdown] id="dead-question"
 # ## How many groups are dead?
@@ -349,7 +349,7 @@ dead_share = check("05.4", dead_share)
 
 # %% [markdown] id="dead-widget-note"
 # Move the sliders. It is often said that with small groups "every problem gives some signal". Set
-# p = 0.05 and look at G = 2.
+# p = 0.05 and look at G = 2: nine groups in ten are dead. At G = 8 it is two in three.
 
 # %% id="dead-widget"
 from course_lib.widgets import group_explorer
@@ -378,8 +378,9 @@ measured("chance of a right answer, all problems together:", p, "%")
 band("Larger groups die less often", counted[0] > counted[-1])
 
 # %% [markdown] id="dead-lesson"
-# The formula is right for one $p$. But problems differ: some are nearly always right, some nearly
-# never, and both kinds die more often than the average problem. So it gives a lower bound.
+# The true share is larger, at every size. The formula is right for one $p$. But problems differ:
+# some are nearly always right, some nearly never, and both kinds die more often than the average
+# problem. So it gives a lower bound.
 #
 # ## Why does RL come after SFT?
 #
@@ -472,9 +473,10 @@ gains = [b - a for a, b in zip(*curves.values(), strict=True)]
 band("GRPO's lead is smaller with eight tries than with one", gains[-1] < gains[0])
 
 # %% [markdown] id="pass-lesson"
-# Much of what GRPO does is to make sure of what the model could do now and then. (Whether it can
-# do *more* than that is an open question of research; with eight samples and short training one
-# cannot settle it.)
+# The model after GRPO is better at pass@8, too, but its lead is much smaller than with one try: the
+# model after SFT finds many right answers, it does not find them every time. So much of what GRPO
+# does is to make sure of what the model could do now and then. (Whether it can do *more* than that
+# is an open question of research; with eight samples and short training one cannot settle it.)
 
 # %% id="progress"
 progress()
@@ -485,7 +487,8 @@ progress()
 # - A step of GRPO: sample groups, score, subtract the group's mean, push every token of an answer
 #   by its advantage.
 # - Centring makes the constant part of a reward harmless. Groups must share one question.
-# - The loss of an RL step is near zero and says nothing. Watch reward, dead groups and ratio.
+# - The loss of an RL step is a number about lengths and says nothing. Watch reward, dead groups and
+#   ratio.
 # - Dead groups: $p^G + (1-p)^G$, and more if problems differ. All dead: no gradient at all. That
 #   is why SFT comes first.
 # - RL makes frequent what pays. Here that was showing one's working.

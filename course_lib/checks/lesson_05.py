@@ -1,4 +1,4 @@
-"""Exercises of lesson 05: centred advantages, a group that is none, the first loss, dead groups."""
+"""Exercises of lesson 05: centred advantages, the first loss, a group that is none, dead groups."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def _slices(problems: list[str], group_size: int) -> list[list[str]]:
 
 
 GROUPS = Exercise(
-    id="05.2",
+    id="05.3",
     title="A group that is no group",
     kind="find the bug",
     reference=group_requests,
@@ -187,7 +187,7 @@ def _first_groups(rng: random.Random) -> list[tuple]:
 
 
 FIRST_LOSS = Exercise(
-    id="05.3",
+    id="05.2",
     title="Predict the first loss",
     kind="predict",
     reference=first_loss,
@@ -290,4 +290,4 @@ DEAD_GROUPS = Exercise(
     return ...''',
 )
 
-EXERCISES = [ADVANTAGES, GROUPS, FIRST_LOSS, DEAD_GROUPS]
+EXERCISES = [ADVANTAGES, FIRST_LOSS, GROUPS, DEAD_GROUPS]

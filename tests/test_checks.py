@@ -261,6 +261,39 @@ def test_an_unnamed_mistake_shows_one_case():
 # --- the desk
 
 
+def test_a_loop_that_skips_the_first_token_is_refused():
+    """It passed: the first token of every case was the prompt's, whose mask is 0."""
+
+    def skips(target, sampled, advantages, mask):
+        kept = (target[1:], sampled[1:], advantages[1:], mask[1:])
+        return find("06.1").reference(*kept)
+
+    assert judge(find("06.1"), skips, {}).status == "not yet"
+
+
+def test_a_merge_for_square_weights_only_is_told_so():
+    """It passed: every weight of the cases was square, and so is the one in the notebook."""
+
+    def square(W, A, B, alpha):
+        n = range(len(W))
+        scale = alpha / len(A)
+        product = [[sum(B[i][k] * A[k][j] for k in range(len(A))) for j in n] for i in n]
+        return [[W[i][j] + scale * product[i][j] for j in n] for i in n]
+
+    assert "square weights only" in verdict_on(square, "09.1")
+
+
+@pytest.mark.parametrize("line", ['base_model: "course/base"', "base_model: 'course/base'"])
+def test_quotes_in_the_front_matter_are_no_mistake(line):
+    """They are good YAML; the verdict said that base_model was missing."""
+    card = find("09.3").reference
+
+    def quoted(*case):
+        return card(*case).replace("base_model: course/base", line)
+
+    assert judge(find("09.3"), quoted, {}).status == "passed"
+
+
 def test_an_answer_of_the_wrong_kind_is_shown_and_not_called_a_broken_property():
     """A list for a number broke "at temperature 1 it is 0", which said nothing about the list."""
     text = verdict_on(lambda logits, token, temperature: [0.0] * len(logits), "07.3")

@@ -215,8 +215,8 @@ band("The full fine-tune has learned", full_loss < 0.6 * base_loss)
 # %% [markdown] id="size-note"
 # How large is the change, beside the matrix that it changes? Below is the length of one divided by
 # the length of the other (all numbers squared, added, and the root of it), for all 28 matrices:
-# seven in each of four layers. `q`, `k`, `v` and `o` belong to the attention, the other three to the
-# feed-forward part.
+# seven in each of four layers. `q`, `k`, `v` and `o` belong to the attention, the other three to
+# the feed-forward part.
 
 # %% id="size-of-change"
 from course_lib.plots.heat import heat_map

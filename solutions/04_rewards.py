@@ -51,8 +51,8 @@ rl_config = replace(rl_config, learning_rate=2e-3, schedule="constant", max_toke
 # a number alone never tells you why.
 #
 # Four words of reinforcement learning: the model in training is the **policy**; what it writes is a
-# **completion**; a completion with its score is a **rollout**; several rollouts of one problem are a
-# **group**.
+# **completion**; a completion with its score is a **rollout**; several rollouts of one problem are
+# a **group**.
 
 # %% id="source-score"
 from course_lib.rewards import Problem, Score, correct

@@ -228,14 +228,14 @@ show(ratio_histogram(ratios_S[-1], advantages, title="After seven steps on the s
 # $$n_\text{eff} = \frac{\left(\sum_t r_t\right)^2}{\sum_t r_t^2}$$
 
 
-# %% id="write-ess" exercise="06.4"
+# %% id="write-ess" exercise="06.2"
 def effective_sample_size(ratios):
     """Between 1 and len(ratios)."""
     return sum(ratios) ** 2 / sum(ratio**2 for ratio in ratios)
 
 
 # %% id="check-ess"
-effective_sample_size = check("06.4", effective_sample_size)
+effective_sample_size = check("06.2", effective_sample_size)
 
 # %% id="ess-figure"
 shares = [effective_sample_size(ratios) / len(ratios) for ratios in ratios_S]
@@ -269,7 +269,7 @@ band("The batch loses worth", shares[-1] < 0.97 * shares[0])
 # In the SDK the range is given as ratios: `clip_low_threshold` 0.8, `clip_high_threshold` 1.2.
 
 
-# %% id="write-ppo-loss" exercise="06.2"
+# %% id="write-ppo-loss" exercise="06.3"
 def ppo_loss(ratio, advantage, low, high):
     """The loss of one token; low and high are ratios, e.g. 0.8 and 1.2."""
     clipped = min(max(ratio, low), high)
@@ -277,7 +277,7 @@ def ppo_loss(ratio, advantage, low, high):
 
 
 # %% id="check-ppo-loss"
-ppo_loss = check("06.2", ppo_loss)
+ppo_loss = check("06.3", ppo_loss)
 
 # %% [markdown] id="ppo-probe-note"
 # Four probes, all at the clip range 0.8 to 1.2. In which of them does the loss still change if the
@@ -298,7 +298,7 @@ for ratio, advantage in ((1.5, 1.0), (0.5, 1.0), (1.5, -1.0), (0.5, -1.0)):
 # the direction in which they were pushed. **Say it as a function.**
 
 
-# %% id="predict-ppo-gradient" exercise="06.3"
+# %% id="predict-ppo-gradient" exercise="06.4"
 def ppo_learns(ratio, advantage, low, high):
     """True if the PPO loss of this token has a gradient (the advantage is not 0)."""
     if advantage > 0:
@@ -307,7 +307,7 @@ def ppo_learns(ratio, advantage, low, high):
 
 
 # %% id="check-ppo-gradient"
-ppo_learns = check("06.3", ppo_learns)
+ppo_learns = check("06.4", ppo_learns)
 
 # %% id="silent-tokens"
 tokens = list(zip(ratios_S[-1], advantages, strict=True))

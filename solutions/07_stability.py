@@ -218,7 +218,7 @@ for name, values in rewards.items():
 # index into the logits.
 
 
-# %% id="write-log-ratio" exercise="07.3"
+# %% id="write-log-ratio" exercise="07.2"
 def log_ratio_at_start(logits, token, temperature):
     """log(trainer's probability / sampler's probability) of one token; the weights are equal."""
 
@@ -229,7 +229,7 @@ def log_ratio_at_start(logits, token, temperature):
 
 
 # %% id="check-log-ratio"
-log_ratio_at_start = check("07.3", log_ratio_at_start)
+log_ratio_at_start = check("07.2", log_ratio_at_start)
 
 # %% [markdown] id="temperature-probe-note"
 # Three tokens with logits 2, 1 and 0, sampled at temperature 0.5. **Predict** for the likeliest
@@ -310,14 +310,14 @@ print(broken_token_advantages([-0.5, -0.5], [5, 50]))
 # choose.
 
 
-# %% id="mend-length" exercise="07.2"
+# %% id="mend-length" exercise="07.3"
 def token_advantages(advantages_G, lengths_G, max_tokens):
     """For each completion the advantage that each of its tokens carries, with no length bias."""
     return [advantage / max_tokens for advantage in advantages_G]
 
 
 # %% id="check-length"
-token_advantages = check("07.2", token_advantages)
+token_advantages = check("07.3", token_advantages)
 
 # %% [markdown] id="length-run-note"
 # Does it matter for our task? The ordinary run divides by nothing that depends on the answer.

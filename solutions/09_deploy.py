@@ -468,7 +468,7 @@ band("No version was left behind", not (place / "stale" / "v1").exists())
 # clients send `authorization`; the value counts to the letter. **Write the door.**
 
 
-# %% id="write-authorised" exercise="09.4"
+# %% id="write-authorised" exercise="09.3"
 def authorised(headers, key):
     """True only for `Authorization: Bearer <key>` with this very key, which must not be empty."""
     import hmac
@@ -478,7 +478,7 @@ def authorised(headers, key):
 
 
 # %% id="check-authorised"
-authorised = check("09.4", authorised)
+authorised = check("09.3", authorised)
 
 # %% id="authorised-probe"
 for sent in ("Bearer s3cret-key", "Bearer s3cret", "Bearer s3cret-key-and-more", "s3cret-key", ""):
@@ -715,7 +715,7 @@ print("deployed again:", again.version.name, "made before" if again.reused else 
 # problems, what was not measured. **Write one.**
 
 
-# %% id="write-model-card" exercise="09.3"
+# %% id="write-model-card" exercise="09.4"
 def model_card(name, base_model, licence, accuracy, problems):
     """Markdown: front matter (base_model, license), evaluation, limitations; accuracy 0..1."""
     return f"""---
@@ -737,7 +737,7 @@ Only such sums were measured. It knows nothing of the world, and was not tested 
 
 
 # %% id="check-model-card"
-model_card = check("09.3", model_card)
+model_card = check("09.4", model_card)
 
 # %% id="model-card-run"
 accuracy = sum(grades) / len(grades)

@@ -286,17 +286,17 @@ def test_a_merge_for_square_weights_only_is_told_so():
 @pytest.mark.parametrize("line", ['base_model: "course/base"', "base_model: 'course/base'"])
 def test_quotes_in_the_front_matter_are_no_mistake(line):
     """They are good YAML; the verdict said that base_model was missing."""
-    card = find("09.3").reference
+    card = find("09.4").reference
 
     def quoted(*case):
         return card(*case).replace("base_model: course/base", line)
 
-    assert judge(find("09.3"), quoted, {}).status == "passed"
+    assert judge(find("09.4"), quoted, {}).status == "passed"
 
 
 def test_an_answer_of_the_wrong_kind_is_shown_and_not_called_a_broken_property():
     """A list for a number broke "at temperature 1 it is 0", which said nothing about the list."""
-    text = verdict_on(lambda logits, token, temperature: [0.0] * len(logits), "07.3")
+    text = verdict_on(lambda logits, token, temperature: [0.0] * len(logits), "07.2")
     assert "yours gives [0, 0, 0, 0]; it should be" in text
 
 

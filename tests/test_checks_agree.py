@@ -69,7 +69,7 @@ def test_the_importance_sampling_loss():
 
 
 def test_the_ppo_loss_and_which_tokens_have_a_gradient():
-    for ratio, advantage, low, high in cases("06.2"):
+    for ratio, advantage, low, high in cases("06.3"):
         target = torch.tensor([ratio]).log().requires_grad_()
         inputs = {"logprobs": torch.zeros(1), "advantages": torch.tensor([advantage])}
         clip = {"clip_low_threshold": low, "clip_high_threshold": high}
@@ -80,7 +80,7 @@ def test_the_ppo_loss_and_which_tokens_have_a_gradient():
 
 
 def test_the_effective_sample_size():
-    for (ratios,) in cases("06.4"):
+    for (ratios,) in cases("06.2"):
         logs = torch.tensor(ratios, dtype=torch.float64).log().tolist()
         turn = Turn([0], [0] * len(ratios), [0.0] * len(ratios))
         share = ratio_metrics([turn], [1.0], [logs], (0.8, 1.2))["ratio/ess"]

@@ -122,7 +122,7 @@ def _ratios(rng: random.Random) -> list[tuple]:
 
 
 PPO_LOSS = Exercise(
-    id="06.2",
+    id="06.3",
     title="PPO's clipped loss",
     kind="code",
     reference=ppo_loss,
@@ -190,7 +190,7 @@ def ppo_learns(ratio: float, advantage: float, low: float, high: float) -> bool:
 
 
 PPO_GRADIENT = Exercise(
-    id="06.3",
+    id="06.4",
     title="Which tokens still learn?",
     kind="predict",
     reference=ppo_learns,
@@ -246,7 +246,7 @@ def effective_sample_size(ratios: Numbers) -> float:
 
 
 ESS = Exercise(
-    id="06.4",
+    id="06.2",
     title="What are stale samples worth?",
     kind="code",
     reference=effective_sample_size,
@@ -292,4 +292,4 @@ ESS = Exercise(
     return ...''',
 )
 
-EXERCISES = [IS_LOSS, PPO_LOSS, PPO_GRADIENT, ESS]
+EXERCISES = [IS_LOSS, ESS, PPO_LOSS, PPO_GRADIENT]

@@ -112,7 +112,7 @@ def token_advantages(advantages_G: Numbers, lengths_G: list[int], max_tokens: in
 
 
 LENGTH_BIAS = Exercise(
-    id="07.2",
+    id="07.3",
     title="Take the length bias out",
     kind="find the bug",
     reference=token_advantages,
@@ -175,7 +175,7 @@ def _logprob(logits: Numbers, token: int) -> float:
 
 
 TEMPERATURE = Exercise(
-    id="07.3",
+    id="07.2",
     title="A ratio that is not 1 before the first step",
     kind="code",
     reference=log_ratio_at_start,
@@ -301,4 +301,4 @@ DPO = Exercise(
     return ...''',
 )
 
-EXERCISES = [KL_K3, LENGTH_BIAS, TEMPERATURE, DPO]
+EXERCISES = [KL_K3, TEMPERATURE, LENGTH_BIAS, DPO]

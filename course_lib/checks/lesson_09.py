@@ -271,7 +271,7 @@ def _has_limits(f, *case) -> bool:
 
 
 MODEL_CARD = Exercise(
-    id="09.3",
+    id="09.4",
     title="A model card that says enough",
     kind="artefact",
     reference=model_card,
@@ -353,7 +353,7 @@ def _looks_for(test):
 
 
 AUTHORISED = Exercise(
-    id="09.4",
+    id="09.3",
     title="The key at the door",
     kind="code",
     reference=authorised,
@@ -406,4 +406,4 @@ AUTHORISED = Exercise(
     return ...''',
 )
 
-EXERCISES = [MERGE, MERGE_TEST, MODEL_CARD, AUTHORISED]
+EXERCISES = [MERGE, MERGE_TEST, AUTHORISED, MODEL_CARD]

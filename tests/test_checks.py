@@ -187,6 +187,27 @@ def test_an_answer_made_of_arrays_is_judged_by_its_properties():
     assert judge(exercise, batches, {}).status == "passed"
 
 
+def test_renamed_arguments_are_told_before_a_later_cell_breaks_on_them():
+    assert "Keep the names" in verdict_on(lambda p, g: p**g + (1 - p) ** g)
+
+
+def test_wrong_batches_that_are_whole_and_repeatable_are_refused():
+    """Rows counted from 1, and rows that no epoch ever sees: both passed."""
+    exercise = find("03.2")
+    assert exercise is not None
+
+    def from_one(n, batch_size, seed, epoch):
+        return [
+            [row + 1 for row in rows] for rows in exercise.reference(n, batch_size, seed, epoch)
+        ]
+
+    def first_rows_only(n, batch_size, seed, epoch):
+        return exercise.reference(n // batch_size * batch_size, batch_size, seed, epoch)
+
+    assert "first row is row 0" in judge(exercise, from_one, {}).text
+    assert "same rows are dropped" in judge(exercise, first_rows_only, {}).text
+
+
 def test_a_formula_in_quotes_is_told_that_it_is_text():
     exercise = find("00.1")
     assert exercise is not None
@@ -245,11 +266,16 @@ def test_system_exit_does_not_stop_the_notebook():
 def test_arrays_tensors_and_tuples_count_as_lists():
     numpy = pytest.importorskip("numpy")
     exercise = find("05.1")
-    assert judge(exercise, lambda r: numpy.array(exercise.reference(r)), {}).status == "passed"
-    assert (
-        judge(exercise, lambda r: (tuple(row) for row in exercise.reference(r)), {}).status
-        == "passed"
-    )
+    assert exercise is not None
+
+    def array(rewards_P_G):
+        return numpy.array(exercise.reference(rewards_P_G))
+
+    def tuples(rewards_P_G):
+        return (tuple(row) for row in exercise.reference(rewards_P_G))
+
+    assert judge(exercise, array, {}).status == "passed"
+    assert judge(exercise, tuples, {}).status == "passed"
 
 
 def test_an_unnamed_mistake_shows_one_case():

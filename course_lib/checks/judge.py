@@ -99,7 +99,8 @@ def _judge_function(exercise: Exercise, answer: Any) -> Verdict:
     wrong = [] if exercise.same is None else wrong
     broken = _broken_property(exercise, answer, cases)
     if not wrong and not broken:
-        return _changed_input(outcomes) or Verdict("passed", _tried(cases) + _printed(outcomes))
+        passed = Verdict("passed", _tried(cases) + _printed(outcomes))
+        return _changed_input(outcomes) or _renamed(exercise, answer) or passed
     return _mistake(exercise, cases, outcomes, same) or _not_yet(
         _explain(exercise, cases, pairs, wrong, broken, len(first)) + _printed(outcomes)
     )
@@ -199,6 +200,22 @@ def _changed_input(outcomes: list[Outcome]) -> Verdict | None:
         return None
     return _not_yet(
         "The values are right, but it changes the list it was given; build a new one instead."
+    )
+
+
+def _renamed(exercise: Exercise, answer: Callable[..., Any]) -> Verdict | None:
+    """Cells below call the function by keyword: other names would pass here and break there."""
+    try:
+        mine = inspect.signature(answer).parameters
+    except (TypeError, ValueError):  # some functions written in C have no signature
+        return None
+    wanted = parameters(exercise)
+    open_ended = any(each.kind in (each.VAR_POSITIONAL, each.VAR_KEYWORD) for each in mine.values())
+    if open_ended or all(name in mine for name in wanted):
+        return None
+    names = ", ".join(wanted)
+    return _not_yet(
+        f"The values are right. Keep the names of the arguments, {names}: cells below use them."
     )
 
 

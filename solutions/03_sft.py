@@ -234,8 +234,9 @@ band("A rate that falls ends lower than a constant one", ends["falling"] < ends[
 
 # %% [markdown] id="schedules-answer"
 # A high rate is good at the beginning and bad at the end; a falling rate has the good half of each.
-# That is plain to see: with six orders of the rows it ended at least a quarter of a nat lower every
-# time. Warm-up is another matter. In the same six orders it ended below the plain falling rate
+# That is plain to see: in the six orders of the rows that we tried it ended at least a quarter of a
+# nat lower every time. (If `epoch_batches` is your own, you have a seventh order and other
+# numbers.) Warm-up is another matter. In the same six orders it ended below the plain falling rate
 # twice and above it four times. A difference that changes sign needs more runs before one believes
 # it; lesson 08 says how many. For another order, change the `epoch` above.
 

@@ -224,7 +224,7 @@ from course_lib.plots.curves import curves_figure
 
 losses = [loss_before]
 for _ in range(19):  # one step is done already; each step reports the loss from before it
-    result = train_step(client, [datum], learning_rate=2e-3)
+    result = train_step(client, [datum], learning_rate=4e-3)
     losses.append(result.metrics["loss:sum"] / answer_tokens)
 losses.append(nll(client, [datum]))
 level = (predicted_loss, "knows nothing: ln(vocabulary)")

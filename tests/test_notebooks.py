@@ -24,6 +24,7 @@ from tools.execute import FORBIDDEN, WIDGET_VIEW
 
 SOURCES = sources()
 STORED = [(source, edition) for source in SOURCES for edition in EDITIONS]
+BAND = re.compile(r"^.+: (?:yes|no)$", re.MULTILINE)  # what lessons.band prints
 ROOT = Path(__file__).resolve().parent.parent
 FIRST_CELL = "from course_lib import connect, check, hint, progress, preset\n\nservice = connect()"
 
@@ -108,6 +109,16 @@ def test_every_check_passes_in_the_solutions_and_is_not_attempted_by_students(so
         said = "\n".join(texts(cell) for cell in code_cells(source, edition))
         for exercise in exercises(source.stem[:2]):
             assert f"{exercise.id} {exercise.title}: {verdict}" in " ".join(said.split())
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=by_name)
+def test_students_read_the_same_verdicts_as_the_solutions(source):
+    """The reference of an exercise may be another answer, and then a claim below it may fail."""
+    verdicts = [
+        [line for cell in code_cells(source, edition) for line in BAND.findall(texts(cell))]
+        for edition in EDITIONS
+    ]
+    assert verdicts[0] == verdicts[1]
 
 
 # --- what is written

@@ -54,7 +54,6 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3, 4, 5])
     parser.add_argument("--preset", default="tiny")
     options = parser.parse_args()
-    kept = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
     for source in sources():
         if source.stem[:2] not in options.lessons:
             continue
@@ -68,10 +67,20 @@ def main() -> None:
                 held[claim] += found.get(claim) == verdict
             missed = [claim for claim in stored if found.get(claim) != stored[claim]]
             print(f"{source.stem}, seed {seed}: {missed or 'all hold'}", flush=True)
-        kept[source.stem] = {"seeds": options.seeds, "preset": options.preset, "held": held}
-        RESULTS.parent.mkdir(exist_ok=True)
-        RESULTS.write_text(json.dumps(kept, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-    print(table(kept))
+        keep(source.stem, {"seeds": options.seeds, "preset": options.preset, "held": held})
+    print(table(known()))
+
+
+def known() -> dict:
+    """What is counted already, by lesson."""
+    return json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
+
+
+def keep(lesson: str, counted: dict) -> None:
+    """Put a lesson's counts beside the others', which another process may just have written."""
+    RESULTS.parent.mkdir(exist_ok=True)
+    every = known() | {lesson: counted}
+    RESULTS.write_text(json.dumps(every, indent=1, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def table(kept: dict) -> str:

@@ -134,6 +134,42 @@ def staleness(found: dict[str, Any]) -> tuple[str, Arms]:
     return f"{text}\n\n{by_seed(arms)}\n\n{shares}", arms
 
 
+def lesson_claims(found: dict[str, Any]) -> str:
+    """How many of each lesson's printed claims hold for other seeds, and which do not always."""
+    rows = []
+    for lesson, counted in sorted(found.items()):
+        held, seeds = counted["held"], len(counted["seeds"])
+        short = [f"{claim}: {count}" for claim, count in held.items() if count < seeds]
+        always = f"{len(held) - len(short)} of {len(held)}"
+        rows.append([lesson, counted["preset"], always, "; ".join(short) or "none"])
+    text = (
+        "`python data/experiments/lesson_claims.py 00 01 02 03 04 05 06 07 08 09 10 --preset quick`"
+        " → `lesson_claims.json`\n\nA claim is a line that a lesson prints with a yes or a no. "
+        "Each lesson was run with five further seeds in all cells; a claim holds if its verdict is "
+        "the stored notebook's."
+    )
+    head = ["lesson", "preset", "claims that held for all five", "the others, seeds of five"]
+    return f"## The lessons' claims\n\n{text}\n\n{markdown(head, rows)}\n"
+
+
+def diagnosis(found: dict[str, Any]) -> str:
+    """Which broken runs the rules name, and whether they accuse a healthy one."""
+    unseen = found["unseen"]
+    done = {**found["how"]} | {
+        name: f"`posttrain all --config {name}`, its first {steps} RL steps"
+        for name, steps in found["healthy_presets_rl_steps"].items()
+    }
+    rows = [[f"`{kind}`", done[kind], right] for kind, right in unseen["by_kind"].items()]
+    text = (
+        f"`{found['command']}` → `diagnosis.json`\n\nFive unseen seeds each. Of "
+        f"{unseen['broken_runs']} broken runs {unseen['named_right']} are named right; of "
+        f"{unseen['healthy_runs']} healthy ones {unseen['accused']} are accused of anything."
+    )
+    table = markdown(["kind", "what was done", "judged right"], rows)
+    return f"## Diagnosis of broken runs\n\n{text}\n\n{table}\n"
+
+
+LISTS = {"diagnosis": diagnosis, "lesson_claims": lesson_claims}
 SECTIONS = {
     "discovery": ("Worked answers are discovered", "share", discovery),
     "preferences": ("Preferences: reward model, tournament, DPO", "share or quality", preferences),
@@ -165,6 +201,8 @@ def make(folder: Path) -> tuple[str, str]:
         parts.append(f"## {title}\n\n{source}\n\n{text}\n\n{picture}\n")
         if name == "discovery":
             card = f"{text}\n\n(`{found['command']}`)\n"
+    for name, listed in LISTS.items():
+        parts.append(listed(json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))))
     return "\n".join(parts), card
 
 

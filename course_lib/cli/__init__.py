@@ -7,6 +7,8 @@ file, value or place, 2 for a bad command line. Heavy imports stand inside the c
 
 from __future__ import annotations
 
+import atexit
+import gc
 import sys
 
 import typer
@@ -31,6 +33,8 @@ for room in (look, run, serving, shipping):
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command and return its exit code."""
+    if arguments is None:  # this process is ours: at its end nothing needs to be collected
+        atexit.register(gc.freeze)
     try:
         given = sys.argv[1:] if arguments is None else arguments
         return app(given or ["--help"], prog_name="posttrain", standalone_mode=False) or 0

@@ -9,6 +9,9 @@ What comes back is the SDK's own `tinker.ServiceClient` with a few attributes mo
 from __future__ import annotations
 
 from course_lib.client.choice import Choice, choose, setting
-from course_lib.client.service import CourseService, connect, resolve_model
+from course_lib.startup import without_collecting
+
+with without_collecting():  # it imports tinker
+    from course_lib.client.service import CourseService, connect, resolve_model
 
 __all__ = ["Choice", "CourseService", "choose", "connect", "resolve_model", "setting"]

@@ -16,6 +16,7 @@ from typing import Any
 
 from course_lib.engine.runs import Model
 from course_lib.errors import CourseError
+from course_lib.startup import without_collecting
 
 BASE_NAME = "course/base"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*){0,2}", re.ASCII)
@@ -28,6 +29,7 @@ def shipped_model() -> Path:
     return Path(__file__).resolve().parents[2] / "data" / "base-model"
 
 
+@without_collecting()
 def load_models(
     model: str | Path | None = None, aliases: dict[str, str] | None = None
 ) -> dict[str, Model]:

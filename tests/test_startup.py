@@ -1,0 +1,44 @@
+"""Starting quickly: the collector rests while large packages are imported, and only then."""
+
+from __future__ import annotations
+
+import gc
+import subprocess
+import sys
+
+import pytest
+
+from course_lib.startup import without_collecting
+
+
+def test_nothing_is_collected_inside_and_everything_as_before_after_it():
+    assert gc.isenabled()
+    with without_collecting():
+        assert not gc.isenabled()
+    assert gc.isenabled()
+    assert gc.get_freeze_count() > 0
+
+
+def test_a_failing_import_turns_the_collector_on_again():
+    with pytest.raises(ZeroDivisionError), without_collecting():
+        _ = 1 / 0
+    assert gc.isenabled()
+
+
+def test_who_has_turned_the_collector_off_keeps_it_off():
+    gc.disable()
+    try:
+        with without_collecting():
+            pass
+        assert not gc.isenabled()
+    finally:
+        gc.enable()
+
+
+def test_connecting_leaves_the_packages_out_of_later_collections():
+    code = (
+        "import gc; from course_lib.client import connect\n"
+        "frozen, tracked = gc.get_freeze_count(), len(gc.get_objects())\n"
+        "assert gc.isenabled() and frozen > 5 * tracked, (frozen, tracked)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=100)

@@ -79,6 +79,15 @@ def encode(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
 
 def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> str | None:
     """The first special token that the chat template writes after an assistant's words."""
+    template = str(tokenizer.chat_template), str(tokenizer.eos_token)
+    return _end_of_turn(tokenizer, len(tokenizer), template)
+
+
+@lru_cache(maxsize=8)  # asked of every conversation: a third of the time to render it
+def _end_of_turn(
+    tokenizer: PreTrainedTokenizerBase, n_tokens: int, template: tuple[str, str]
+) -> str | None:
+    """`n_tokens` and `template` are there for the cache: another template ends otherwise."""
     words = "zqxj"  # in no template
     probe = [Message("user", "?"), Message("assistant", words)]
     tail = chat_text(probe, tokenizer).rpartition(words)[2]

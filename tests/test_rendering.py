@@ -453,3 +453,12 @@ def test_importing_the_rules_needs_neither_transformers_nor_torch() -> None:
 
 
 assert {COURSE, CHATML, LLAMA3, GEMMA, QWEN3, MISTRAL} == set(FAMILIES.values())
+
+
+def test_another_template_on_the_same_tokenizer_ends_its_turns_otherwise() -> None:
+    """What ends a turn is remembered, and was asked of one template."""
+    tokenizer = byte_tokenizer(CHATML)
+    assert end_of_turn(tokenizer) == "<|im_end|>"
+    tokenizer.chat_template = COURSE
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|end|>"]})
+    assert end_of_turn(tokenizer) == "<|end|>"

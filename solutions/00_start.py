@@ -283,8 +283,8 @@ from dataclasses import replace
 
 config = preset()
 sft_config = replace(config.sft, batch_size=16, max_steps=80, save_every=0, eval_every=0)
-rl_config = replace(config.rl, steps=25, prompts_per_step=8, learning_rate=8e-4, save_every=0)
-rl_config = replace(rl_config, max_tokens=40)
+rl_config = replace(config.rl, steps=max(25, config.rl.steps), prompts_per_step=8)
+rl_config = replace(rl_config, learning_rate=8e-4, max_tokens=40, save_every=0)
 PROBLEMS = 60  # held-out problems for each judgement
 
 # %% id="judge-base"

@@ -46,8 +46,7 @@ from pathlib import Path
 MAX_TOKENS = 40  # per answer
 HELDOUT = 40  # problems that the served model and the engine must answer alike
 CALLS = 16  # chats at once
-rl_config = preset().rl
-rl_config = replace(rl_config, steps=max(15, rl_config.steps), prompts_per_step=8, save_every=0)
+rl_config = replace(preset().rl, steps=15, prompts_per_step=8, save_every=0)
 rl_config = replace(rl_config, learning_rate=1e-3, max_tokens=MAX_TOKENS)
 place = Path(tempfile.mkdtemp())  # everything that this lesson writes; the last cell deletes it
 

@@ -151,6 +151,8 @@ def _calls(f: Any, client: Any, data: Any, learning_rate: float) -> RecordingCli
     return client
 
 
+RATE_IS_LOST = "The learning rate that was asked for does not reach optim_step."
+
 TRAIN_STEP = Exercise(
     id="00.2",
     title="One training step",
@@ -201,9 +203,7 @@ TRAIN_STEP = Exercise(
         "gives nothing": Mutant(
             _returns_nothing, "The step is right, but its result is lost: the `return` is missing."
         ),
-        "fixed rate": Mutant(
-            _fixed_rate, "The learning rate that was asked for does not reach optim_step."
-        ),
+        "fixed rate": Mutant(_fixed_rate, RATE_IS_LOST),
         "one by one": Mutant(
             _one_by_one,
             "It takes one step for each datum. One call of forward_backward takes the whole list, "
@@ -227,7 +227,7 @@ TRAIN_STEP = Exercise(
             lambda f, client, data, rate: (
                 _calls(f, client, data, rate).learning_rates in ([rate], [])
             ),
-            "The learning rate that was asked for does not reach optim_step.",
+            RATE_IS_LOST,
         ),
     ),
     hints=(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Callable
 from itertools import pairwise
 
 from course_lib.checks.exercise import Exercise, Mutant
@@ -378,6 +379,17 @@ def leaked(train: list[str], heldout: list[str]) -> list[int]:
     return [i for i, question in enumerate(heldout) if " ".join(question.lower().split()) in seen]
 
 
+def _alike(question: str) -> str:
+    return " ".join(question.lower().split())
+
+
+def _leaked_if(same: Callable[[str, str], bool]) -> Callable[[list[str], list[str]], list[int]]:
+    """A wrong answer: every held-out question that is the `same` as some training question."""
+    return lambda train, heldout: [
+        i for i, question in enumerate(heldout) if any(same(question, other) for other in train)
+    ]
+
+
 def _splits(rng: random.Random) -> list[tuple]:
     names = ["Mira", "Odo", "Pell", "Runa", "Tam", "Wren"]
     rng.shuffle(names)
@@ -399,48 +411,30 @@ LEAK = Exercise(
     cases=_splits,
     mutants={
         "to the letter": Mutant(
-            lambda train, heldout: [i for i, q in enumerate(heldout) if q in train],
+            _leaked_if(lambda q, t: q == t),
             "It compares letter by letter, so a capital or a second space hides a leak. "
             "Normalise both sides.",
         ),
         "spacing only": Mutant(
-            lambda train, heldout: [
-                i
-                for i, q in enumerate(heldout)
-                if " ".join(q.split()) in {" ".join(t.split()) for t in train}
-            ],
+            _leaked_if(lambda q, t: q.split() == t.split()),
             "Spacing is handled, case is not: WHERE and where are the same question.",
         ),
         "contained": Mutant(
-            lambda train, heldout: [
-                i
-                for i, q in enumerate(heldout)
-                if any(" ".join(t.lower().split()) in " ".join(q.lower().split()) for t in train)
-            ],
+            _leaked_if(lambda q, t: _alike(t) in _alike(q)),
             "A held-out question that merely contains a training question is called a leak. "
             "Compare whole questions.",
         ),
         "contains": Mutant(
-            lambda train, heldout: [
-                i
-                for i, q in enumerate(heldout)
-                if any(" ".join(q.lower().split()) in " ".join(t.lower().split()) for t in train)
-            ],
+            _leaked_if(lambda q, t: _alike(q) in _alike(t)),
             "A held-out question that merely stands inside a training question is called a leak. "
             "Compare whole questions.",
         ),
         "case only": Mutant(
-            lambda train, heldout: [
-                i for i, q in enumerate(heldout) if q.lower() in {t.lower() for t in train}
-            ],
+            _leaked_if(lambda q, t: q.lower() == t.lower()),
             "Case is handled, spacing is not: a second space or a line break hides a leak.",
         ),
         "ends only": Mutant(
-            lambda train, heldout: [
-                i
-                for i, q in enumerate(heldout)
-                if q.lower().strip() in {t.lower().strip() for t in train}
-            ],
+            _leaked_if(lambda q, t: q.lower().strip() == t.lower().strip()),
             "strip() cuts at the two ends. A second space between two words still hides a leak.",
         ),
         "the questions": Mutant(
@@ -453,11 +447,7 @@ LEAK = Exercise(
             "enumerate() gives each row its own.",
         ),
         "the other side": Mutant(
-            lambda train, heldout: [
-                i
-                for i, q in enumerate(train)
-                if " ".join(q.lower().split()) in {" ".join(t.lower().split()) for t in heldout}
-            ],
+            lambda train, heldout: leaked(heldout, train),
             "These are positions in the training set. Report the held-out rows: those are the "
             "ones to remove.",
         ),

@@ -1,13 +1,15 @@
-"""Small work takes one core, large work all, and nobody else's setting changes."""
+"""All cores while they answer at once, else one, and nobody else's setting changes."""
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 
 import pytest
 import torch
 
-from course_lib.engine.cores import LARGE, cores_for
+from course_lib.engine import cores
+from course_lib.engine.cores import LARGE, apart, cores_answer, cores_for
 
 
 @pytest.fixture
@@ -18,8 +20,26 @@ def two_allowed() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
+@pytest.fixture
+def timed(monkeypatch: pytest.MonkeyPatch) -> dict[int, float]:
+    """Seconds of the short operation by number of cores; the answer is asked for anew."""
+    seconds = {1: 20e-6, 2: 10e-6}
+    monkeypatch.setattr(cores, "short_operation_s", lambda: seconds[torch.get_num_threads()])
+    monkeypatch.setattr(cores, "_asked", threading.local())
+    return seconds
+
+
 @pytest.mark.usefixtures("two_allowed")
-def test_small_work_takes_one_core_and_gives_the_others_back():
+def test_all_cores_work_while_they_answer_at_once(timed: dict[int, float]):
+    with cores_for(1_000_000, 100):
+        assert torch.get_num_threads() == 2
+
+
+@pytest.mark.usefixtures("two_allowed")
+def test_one_core_works_where_the_others_are_waited_for_and_gives_them_back(
+    timed: dict[int, float],
+):
+    timed[2] = 60e-6
     with cores_for(1_000_000, 100):
         assert torch.get_num_threads() == 1
     assert torch.get_num_threads() == 2
@@ -29,6 +49,37 @@ def test_small_work_takes_one_core_and_gives_the_others_back():
 
 
 @pytest.mark.usefixtures("two_allowed")
-def test_large_work_takes_all_that_torch_may_use():
+def test_large_work_takes_all_that_torch_may_use(timed: dict[int, float]):
+    timed[2] = 60e-6
     with cores_for(1_000_000, int(LARGE / 1_000_000)):
         assert torch.get_num_threads() == 2
+
+
+@pytest.mark.usefixtures("two_allowed")
+def test_the_cores_are_asked_again_after_a_second(
+    timed: dict[int, float], monkeypatch: pytest.MonkeyPatch
+):
+    now = 100.0
+    monkeypatch.setattr(cores.time, "monotonic", lambda: now)
+    assert cores_answer()
+    timed[2] = 60e-6
+    now += 0.9 * cores.ASK_AGAIN_S
+    assert cores_answer()
+    now += 0.2 * cores.ASK_AGAIN_S
+    assert not cores_answer()
+
+
+@pytest.mark.usefixtures("two_allowed")
+def test_the_real_operation_is_timed_and_changes_no_setting():
+    assert 0 < cores.short_operation_s() < 0.1
+    assert cores_answer() in (True, False)
+    assert torch.get_num_threads() == 2
+
+
+def test_work_done_apart_leaves_no_thread_and_passes_its_error_on():
+    before = threading.active_count()
+    assert apart(lambda name: (name, threading.current_thread().name), "x")[0] == "x"
+    assert apart(threading.current_thread) is not threading.current_thread()
+    with pytest.raises(ZeroDivisionError):
+        apart(lambda: 1 / 0)
+    assert threading.active_count() == before

@@ -9,7 +9,7 @@ import pytest
 import torch
 from tiny_models import ARCHITECTURES, END, VOCAB, random_tokens, tiny_model, tiny_tokenizer
 
-from course_lib.engine.model import BaseModel
+from course_lib.engine.model import BaseModel, agreeing_llama
 from course_lib.engine.picking import Drawing, uniforms
 from course_lib.engine.requests import (
     AdamParams,
@@ -212,6 +212,7 @@ def stopped(text_so_far: str, **settings: object):
         embedding = model.model.embed_tokens.weight
         model.lm_head.weight = torch.nn.Parameter(embedding.roll(1, 0).clone())
         model.model.norm.weight.fill_(1.0)
+    base.llama = agreeing_llama(model)  # the one there was holds the weights before
     prompt = np.array(base.tokenizer.encode(text_so_far))
     request = SampleRequest(prompt, temperature=0.0, **settings)
     sequence = sample(base, request).sequences[0]

@@ -7,12 +7,23 @@ the names they have in an adapter file, so that `state()` can be written to disk
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
 from course_lib.engine.requests import LoraSpec, RequestError
+
+Moment = tuple[str, int]  # an adapter's name, unique on its base model, and its version
+
+
+class Snapshot(dict[str, Tensor]):
+    """An adapter's tensors by name, and the moment they were copied at."""
+
+    def __init__(self, tensors: dict[str, Tensor], moment: Moment) -> None:
+        super().__init__(tensors)
+        self.moment = moment
 
 
 class Adapter:
@@ -40,9 +51,15 @@ class Adapter:
         """Bytes that this adapter takes: weights, gradients, two Adam moments."""
         return 4 * sum(p.numel() * p.element_size() for p in self.parameters.values())
 
-    def state(self) -> dict[str, Tensor]:
+    def state(self) -> Snapshot:
         """A copy of the adapter's tensors, on the CPU, by their names in an adapter file."""
-        return {key: p.detach().to("cpu", copy=True) for key, p in self.parameters.items()}
+        tensors = {key: p.detach().to("cpu", copy=True) for key, p in self.parameters.items()}
+        return Snapshot(tensors, self.moment)
+
+    @property
+    def moment(self) -> Moment:
+        """Names the tensors as they are now; every change of them makes it another one."""
+        return self.name, self.version
 
     def load_state(self, state: dict[str, Tensor]) -> None:
         """Take over tensors made by `state`: all of them, or none if one is wrong."""
@@ -77,7 +94,8 @@ class Adapter:
     def add_gradients(self) -> None:
         """Add what backward passes left on the parameters to what is kept for the next step."""
         new = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.parameters.values()]
-        if not all(bool(torch.isfinite(gradient).all()) for gradient in new):
+        largest = torch.stack(torch._foreach_norm(new, math.inf))
+        if not bool(torch.isfinite(largest).all()):
             raise RequestError(
                 "the gradient is not finite; are the sampling logprobs those of this policy?"
             )

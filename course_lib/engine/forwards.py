@@ -8,6 +8,7 @@ Legend: B rows, Q new columns, L columns in all, V vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
@@ -94,13 +95,10 @@ class GeneralForward:
 class LlamaForward:
     """The fast pass, for models that it fits."""
 
-    def __init__(self, llama: Llama, folding: Folding) -> None:
+    def __init__(self, llama: Llama, fold: Callable[[dict[str, Tensor] | None], Weights]) -> None:
         self.llama = llama
         self.device = llama.model.device
-        self.folding = folding
-
-    def prepare(self, state: dict[str, Tensor] | None) -> Weights:
-        return self.llama.weights({} if state is None else self.folding.fold(state))
+        self.prepare = fold
 
     def __call__(
         self,

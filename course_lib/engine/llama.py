@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import chain
 
 import torch
 import torch.nn.functional as F
@@ -40,6 +41,28 @@ class Matrix:
         if self.a is None:
             return F.linear(x, self.weight)
         return LoraLinear.apply(x, self.weight, self.blocks, self.a, *self.bs)
+
+
+@dataclass(frozen=True)
+class Part:
+    """Base weights that become one matrix; the first `rotated` have their dimensions paired."""
+
+    names: list[str]
+    norm: str | None = None  # the norm before them, whose scale is multiplied in
+    rotated: int = 0
+
+
+def layer_parts(index: int) -> list[Part]:
+    """The matrices of a layer, in the order of `Layer`."""
+    layer = f"model.layers.{index}"
+    q, k, v, out = (f"{layer}.self_attn.{letter}_proj.weight" for letter in "qkvo")
+    gate, up, down = (f"{layer}.mlp.{name}_proj.weight" for name in ("gate", "up", "down"))
+    return [
+        Part([q, k, v], f"{layer}.input_layernorm.weight", rotated=2),
+        Part([out]),
+        Part([gate, up], f"{layer}.post_attention_layernorm.weight"),
+        Part([down]),
+    ]
 
 
 @dataclass
@@ -68,6 +91,14 @@ class Llama:
         self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
         self.dim = model.model.layers[0].self_attn.head_dim
         self.eps = config.rms_norm_eps
+        self.layers = [layer_parts(index) for index in range(config.num_hidden_layers)]
+        self.head = Part(["lm_head.weight"], "model.norm.weight")
+        self.embedding = model.get_parameter("model.embed_tokens.weight").detach()
+        self.base = {
+            name: model.get_parameter(name).detach()
+            for part in [*chain(*self.layers), self.head]
+            for name in [*part.names, *filter(None, [part.norm])]
+        }
         rotary = model.model.rotary_emb
         positions = torch.arange(config.max_position_embeddings, device=model.device).float()
         angles = positions.unsqueeze(-1) * rotary.inv_freq.float()  # (context, D / 2)
@@ -87,48 +118,37 @@ class Llama:
             and not any(name.endswith("bias") for name, _ in model.named_parameters())
         )
 
-    def weights(
-        self, folded: dict[str, Tensor], adapter: dict[str, nn.Parameter] | None = None
-    ) -> Weights:
-        """Arrange the base weights, some of them `folded`; `adapter` is what is trained."""
-        base = self.model.get_parameter
-        adapter = adapter or {}
+    def weights(self, folded: dict[str, Tensor]) -> Weights:
+        """Arrange the base weights, some of them `folded`, for a forward pass."""
+        layers = [Layer(*(self._stacked(part, folded) for part in parts)) for parts in self.layers]
+        return Weights(layers, self._stacked(self.head, folded), self.embedding)
 
-        def matrix(names: list[str], norm: str | None = None, rotated: int = 0) -> Matrix:
-            """Stack weights; the first `rotated` of them have their dimensions paired."""
-            scale = base(norm).detach() if norm else None
-            made = Matrix(torch.empty(0))
-            weights, downs, blocks, row = [], [], [], 0
-            for index, name in enumerate(names):
-                pair = self.paired if index < rotated else lambda rows: rows
-                weight = folded[name] if name in folded else base(name)
-                weights.append(pair(weight.detach()))
-                block = (row, row := row + len(weight))
-                a, b = (adapter.get(lora_key(name, part)) for part in "AB")
-                if a is not None and b is not None:
-                    downs.append(a if scale is None else a * scale)
-                    made.bs.append(pair(b))
-                    blocks.append(block)
-            stacked = torch.cat(weights) if len(weights) > 1 else weights[0]
-            made.weight = stacked if scale is None else stacked * scale
-            made.a, made.blocks = torch.cat(downs) if downs else None, tuple(blocks)
-            return made
-
+    def trained(self, weights: Weights, adapter: dict[str, nn.Parameter]) -> Weights:
+        """The same weights beside the adapter that is folded into them, which gets gradients."""
         layers = []
-        for index in range(len(self.model.model.layers)):
-            at = f"model.layers.{index}"
-            attention = [f"{at}.self_attn.{part}_proj.weight" for part in "qkvo"]
-            gate, up, down = (f"{at}.mlp.{part}_proj.weight" for part in ("gate", "up", "down"))
-            layers.append(
-                Layer(
-                    matrix(attention[:3], f"{at}.input_layernorm.weight", rotated=2),
-                    matrix(attention[3:]),
-                    matrix([gate, up], f"{at}.post_attention_layernorm.weight"),
-                    matrix([down]),
-                )
-            )
-        head = matrix(["lm_head.weight"], "model.norm.weight")
-        return Weights(layers, head, base("model.embed_tokens.weight").detach())
+        for layer, parts in zip(weights.layers, self.layers, strict=True):
+            matrices = [layer.qkv, layer.out, layer.gate_up, layer.down]
+            made = [self._trained(*each, adapter) for each in zip(matrices, parts, strict=True)]
+            layers.append(Layer(*made))
+        return Weights(layers, self._trained(weights.head, self.head, adapter), weights.embedding)
+
+    def _stacked(self, part: Part, folded: dict[str, Tensor]) -> Matrix:
+        weights = [folded[name] if name in folded else self.base[name] for name in part.names]
+        weights[: part.rotated] = [self.paired(weight) for weight in weights[: part.rotated]]
+        stacked = torch.cat(weights) if len(weights) > 1 else weights[0]
+        return Matrix(stacked if part.norm is None else stacked * self.base[part.norm])
+
+    def _trained(self, matrix: Matrix, part: Part, adapter: dict[str, nn.Parameter]) -> Matrix:
+        scale = None if part.norm is None else self.base[part.norm]
+        downs, ups, blocks, row = [], [], [], 0
+        for index, name in enumerate(part.names):
+            block = (row, row := row + len(self.base[name]))
+            a, b = (adapter.get(lora_key(name, letter)) for letter in "AB")
+            if a is not None and b is not None:
+                downs.append(a if scale is None else a * scale)
+                ups.append(self.paired(b) if index < part.rotated else b)
+                blocks.append(block)
+        return Matrix(matrix.weight, torch.cat(downs) if downs else None, ups, tuple(blocks))
 
     def paired(self, rows: Tensor) -> Tensor:
         """Reorder the rows of each head: dimension j and its partner j + D/2 next to each other."""

@@ -9,7 +9,7 @@ out: biases, embeddings and convolutions get no adapter.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
@@ -104,6 +104,7 @@ class Folding:
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
         self.experts = expert_names(model) if expert_targets(model) else {}
+        self._targets: dict[str, tuple[str, Tensor, bool]] = {}
 
     def weight_name(self, key: str) -> str:
         """The base weight that an adapter tensor changes, from the tensor's name in a file."""
@@ -131,13 +132,23 @@ class Folding:
             if tensor.shape[shared] != state[partner].shape[free]:
                 raise RequestError(f"the rank of {key} is not that of its partner")
 
-    def fold(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    def fold(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The changed weights by name: W + (alpha / rank) B A."""
         folded: dict[str, Tensor] = {}
         for key in (key for key in state if ".lora_A." in key):
-            name = self.weight_name(key)
-            weight = self.model.get_parameter(name)
+            name, weight, transposed = self._target(key)
             a, b = (state[k].to(weight.device) for k in (key, key.replace(".lora_A.", ".lora_B.")))
-            transposed = isinstance(self.model.get_submodule(name.rpartition(".")[0]), Conv1D)
-            folded[name] = (weight + lora_product(weight, a, b, transposed)).to(weight.dtype)
+            if weight.dim() == 2 and not transposed and weight.dtype == a.dtype:
+                # The same sum as below in one pass over the weight.
+                folded[name] = torch.addmm(weight, b, a, alpha=ALPHA / a.shape[0])
+            else:
+                folded[name] = (weight + lora_product(weight, a, b, transposed)).to(weight.dtype)
         return folded
+
+    def _target(self, key: str) -> tuple[str, Tensor, bool]:
+        """The weight that an adapter tensor changes, by name, and whether it lies transposed."""
+        if key not in self._targets:
+            name = self.weight_name(key)
+            owner = self.model.get_submodule(name.rpartition(".")[0])
+            self._targets[key] = name, self.model.get_parameter(name), isinstance(owner, Conv1D)
+        return self._targets[key]

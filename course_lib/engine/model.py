@@ -15,6 +15,7 @@ import enum
 import itertools
 import secrets
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.utils import cached_file
 
-from course_lib.engine.adapter import Adapter
+from course_lib.engine.adapter import Adapter, Moment
 from course_lib.engine.forwards import Forward, GeneralForward, LlamaForward
 from course_lib.engine.llama import Llama, Weights
 from course_lib.engine.lora import Folding, lora_config, sharing_copy
@@ -61,7 +62,8 @@ class BaseModel:
         self.trained = model  # peft changes this one in place
         self._peft: PeftModel | None = None
         self.llama = agreeing_llama(self.plain)  # the fast way, where it gives the same numbers
-        self._arranged: tuple[Adapter, int, Weights] | None = None
+        self._folded: tuple[Moment, Weights] | None = None
+        self._arranged: tuple[Moment, Weights] | None = None
         self._numbers = itertools.count()
         self._active: Adapter | None = None
 
@@ -122,22 +124,42 @@ class BaseModel:
     def sampling_forward(self) -> Forward:
         """A forward pass for sampling: the caller's own, around the shared base weights."""
         if self.llama is not None:
-            return LlamaForward(self.llama, self.folding)
+            return LlamaForward(self.llama, self.snapshot_weights)
         return GeneralForward(self.plain, self.folding)
 
     def arranged(self, llama: Llama, adapter: Adapter) -> Weights:
         """The weights of the fast forward pass with the adapter folded in, ready for gradients."""
-        found = self._arranged
-        if found is None or found[:2] != (adapter, adapter.version):
+        if self._arranged is None or self._arranged[0] != adapter.moment:
             self._arranged = None  # free the old ones first
-            with torch.no_grad():
-                folded = self.folding.fold(adapter.parameters)
+            weights = self.folded(llama, adapter.parameters, adapter.moment)
             for parameter in adapter.parameters.values():
                 parameter.requires_grad_(True)  # peft turns it off when it is not the active one
             with torch.enable_grad():
-                weights = llama.weights(folded, adapter.parameters)
-            self._arranged = found = (adapter, adapter.version, weights)
-        return found[2]
+                weights = llama.trained(weights, adapter.parameters)
+            self._arranged = adapter.moment, weights
+        return self._arranged[1]
+
+    def folded(
+        self, llama: Llama, state: Mapping[str, Tensor], moment: Moment | None = None
+    ) -> Weights:
+        """The weights of the fast forward pass with an adapter's tensors folded in.
+
+        The last ones are kept: those that a policy samples with are those it is trained with next.
+        """
+        if moment is None or self._folded is None or self._folded[0] != moment:
+            if moment is not None:
+                self._folded = None  # free the old ones first
+            with torch.no_grad():  # not inference_mode: a backward pass may need them
+                weights = llama.weights(self.folding.fold(state))
+            if moment is None:
+                return weights
+            self._folded = moment, weights
+        return self._folded[1]
+
+    def snapshot_weights(self, state: Mapping[str, Tensor] | None) -> Weights:
+        """`folded` for a sampler's tensors, wherever they come from; None is the base model."""
+        assert self.llama is not None
+        return self.folded(self.llama, state or {}, getattr(state, "moment", None))
 
     def sampler_weights(self, state: dict[str, Tensor] | None) -> SamplerWeights:
         """A snapshot to sample from: the tensors of an adapter's `state()`; None is the base model.
@@ -150,7 +172,7 @@ class BaseModel:
         return SamplerWeights(state)
 
     def _remove(self, name: str) -> None:
-        self._active = self._arranged = None
+        self._active = self._arranged = self._folded = None
         if self._peft is not None and name in self._peft.peft_config:
             with warnings.catch_warnings(action="ignore"):  # that the active one goes is meant
                 self._peft.delete_adapter(name)

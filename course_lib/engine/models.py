@@ -34,6 +34,7 @@ def load_models(
     model: str | Path | None = None, aliases: dict[str, str] | None = None
 ) -> dict[str, Model]:
     """Load each folder or hub name once, and give it all its names."""
+    from course_lib.engine.cores import apart
     from course_lib.engine.model import BaseModel
 
     keep_quiet()
@@ -45,7 +46,7 @@ def load_models(
             raise CourseError(f"--alias {name}", "not a model name", "use a name like org/model")
         key = str(Path(source).resolve()) if Path(source).exists() else source
         if key not in loaded:
-            loaded[key] = BaseModel.load(source, name)
+            loaded[key] = apart(BaseModel.load, source, name)
         models[name] = Model(name, loaded[key], fingerprint(Path(loaded[key].tokenizer_path)))
     return models
 

@@ -193,7 +193,7 @@ class Sampler:
         if weights not in self._folded:
             while len(self._folded) >= KEPT_FOLDED:
                 self._folded.popitem(last=False)
-            with torch.inference_mode():
+            with torch.no_grad():
                 self._folded[weights] = self._forward.prepare(weights.state)
         self._folded.move_to_end(weights)
         return self._folded[weights]

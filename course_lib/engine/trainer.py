@@ -105,8 +105,11 @@ def optim_step(adapter: Adapter, params: AdamParams) -> dict[str, float]:
         return {"grad_norm:mean": 0.0}
     for parameter, gradient in zip(adapter.parameters.values(), adapter.gradients, strict=True):
         parameter.grad = gradient
-    max_norm = params.grad_clip_norm or math.inf
-    norm = torch.nn.utils.clip_grad_norm_(adapter.parameters.values(), max_norm)
+    norm = torch.nn.utils.get_total_norm(adapter.gradients)
+    if params.grad_clip_norm:
+        torch.nn.utils.clip_grads_with_norm_(
+            adapter.parameters.values(), params.grad_clip_norm, norm
+        )
     adapter.optimizer.param_groups[0].update(
         lr=params.learning_rate,
         betas=(params.beta1, params.beta2),

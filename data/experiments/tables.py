@@ -195,7 +195,7 @@ def make(folder: Path) -> tuple[str, str]:
         figure = seeds_figure(arms, title, unit)
         save_figure(figure, folder / f"{name}.png", description(figure))
         seconds = [row["seconds"] for row in found["seeds"] if "seconds" in row]
-        time = f", {statistics.median(seconds):.0f} s a seed" if seconds else ""
+        time = f", {min(seconds):.0f} to {max(seconds):.0f} s a seed" if seconds else ""
         source = f"`{found['command']}`{time} → `{name}.json`"
         picture = f"![{description(figure)}]({name}.png)"
         parts.append(f"## {title}\n\n{source}\n\n{text}\n\n{picture}\n")

@@ -44,7 +44,8 @@ PROBLEMS = 6  # groups to look at
 GROUP_SIZE = 8  # answers to each problem
 MAX_TOKENS = 40  # per answer
 HELDOUT = 60  # problems for each judgement, never trained on
-rl_config = replace(preset().rl, steps=25, prompts_per_step=8, group_size=GROUP_SIZE, save_every=0)
+rl_config = replace(preset().rl, prompts_per_step=8, group_size=GROUP_SIZE, save_every=0)
+rl_config = replace(rl_config, steps=max(25, rl_config.steps))
 rl_config = replace(rl_config, learning_rate=1e-3, max_tokens=MAX_TOKENS)
 
 # %% id="quick-sft"

@@ -55,7 +55,7 @@ from course_lib.environments import sums_environment
 from course_lib.grpo import train_grpo
 from course_lib.lessons import band, measured, quick_sft, quote
 
-sft_client, tokenizer, _ = quick_sft(service, seed=0)
+sft_client, tokenizer, _ = quick_sft(service, 100, seed=0)
 sft_checkpoint = sft_client.save_state("sft").result().path
 client = service.create_training_client_from_state(sft_checkpoint).result()
 environment = sums_environment()

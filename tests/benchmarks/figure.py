@@ -45,7 +45,8 @@ def compose(results: dict[str, Any]) -> tuple[Any, str]:
         above.barh(place, middle, color=BLUE if middle >= aim else GREY, height=0.6)
         above.plot([min(each), max(each)], [place, place], color=INK, marker="|", linestyle="-")
         above.plot([aim, aim], [place - 0.4, place + 0.4], color=VERMILLION, marker="", ls="--")
-        above.annotate(f"{middle:.1f}x", (max(each), place), (5, 0), textcoords="offset points")
+        right = (max([*each, aim]), place)  # of bar and target: it crosses neither
+        above.annotate(f"{middle:.1f}x", right, (5, 0), textcoords="offset points", va="center")
         words.append(f"{text.replace(chr(10), ' ')}: {middle:.2f}")
     above.set_yticks(range(len(bars)), [text for text, _, _ in bars], fontsize=7)
     above.invert_yaxis()

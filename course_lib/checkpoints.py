@@ -83,7 +83,10 @@ def save_checkpoint(
     saving_state = client.save_state(name)
     saving_sampler = client.save_weights_for_sampler(name)
     try:
-        state, sampler = saving_state.result(), saving_sampler.result()
+        try:
+            state = saving_state.result()
+        finally:  # after a failure, too: whoever hears of it finds nothing half written
+            sampler = saving_sampler.result()
     except Exception as error:
         place = f"checkpoint {name}"
         remedy = "free disk space or choose another --store, then go on with --resume"

@@ -254,3 +254,18 @@ def test_state_is_a_copy():
     before = {key: value.clone() for key, value in state.items()}
     randomise(adapter)
     assert all(np.array_equal(before[key], state[key]) for key in state)
+
+
+def test_a_policy_is_folded_once_for_sampling_and_training_and_again_after_a_change():
+    base = tiny_base()
+    adapter = base.new_adapter(LoraSpec(rank=4, seed=0))
+    randomise(adapter)
+    sampled = base.snapshot_weights(before := adapter.state())
+    trained = base.arranged(base.llama, adapter)
+    assert trained.layers[0].qkv.weight is sampled.layers[0].qkv.weight
+
+    randomise(adapter, seed=1)
+    changed = base.arranged(base.llama, adapter)
+    assert not torch.equal(changed.layers[0].qkv.weight, sampled.layers[0].qkv.weight)
+    again = base.snapshot_weights(before)  # the snapshot is still what it was
+    assert torch.equal(again.layers[0].qkv.weight, sampled.layers[0].qkv.weight)

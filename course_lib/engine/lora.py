@@ -132,6 +132,7 @@ class Folding:
             if tensor.shape[shared] != state[partner].shape[free]:
                 raise RequestError(f"the rank of {key} is not that of its partner")
 
+    @torch.no_grad()  # not inference_mode: a backward pass may need the result
     def fold(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The changed weights by name: W + (alpha / rank) B A."""
         folded: dict[str, Tensor] = {}

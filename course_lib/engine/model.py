@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.utils import cached_file
 
-from course_lib.engine.adapter import Adapter, Moment
+from course_lib.engine.adapter import Adapter, Moment, Snapshot
 from course_lib.engine.forwards import Forward, GeneralForward, LlamaForward
 from course_lib.engine.llama import Llama, Weights
 from course_lib.engine.lora import Folding, lora_config, sharing_copy
@@ -139,27 +139,22 @@ class BaseModel:
             self._arranged = adapter.moment, weights
         return self._arranged[1]
 
-    def folded(
-        self, llama: Llama, state: Mapping[str, Tensor], moment: Moment | None = None
-    ) -> Weights:
-        """The weights of the fast forward pass with an adapter's tensors folded in.
+    def folded(self, llama: Llama, state: Mapping[str, Tensor], moment: Moment) -> Weights:
+        """The weights of the fast forward pass with an adapter's tensors of a moment folded in.
 
         The last ones are kept: those that a policy samples with are those it is trained with next.
         """
-        if moment is None or self._folded is None or self._folded[0] != moment:
-            if moment is not None:
-                self._folded = None  # free the old ones first
-            with torch.no_grad():  # not inference_mode: a backward pass may need them
-                weights = llama.weights(self.folding.fold(state))
-            if moment is None:
-                return weights
-            self._folded = moment, weights
+        if self._folded is None or self._folded[0] != moment:
+            self._folded = None  # free the old ones first
+            self._folded = moment, llama.weights(self.folding.fold(state))
         return self._folded[1]
 
     def snapshot_weights(self, state: Mapping[str, Tensor] | None) -> Weights:
-        """`folded` for a sampler's tensors, wherever they come from; None is the base model."""
+        """The same for a sampler's tensors, wherever they come from; None is the base model."""
         assert self.llama is not None
-        return self.folded(self.llama, state or {}, getattr(state, "moment", None))
+        if isinstance(state, Snapshot):
+            return self.folded(self.llama, state, state.moment)
+        return self.llama.weights(self.folding.fold(state or {}))
 
     def sampler_weights(self, state: dict[str, Tensor] | None) -> SamplerWeights:
         """A snapshot to sample from: the tensors of an adapter's `state()`; None is the base model.

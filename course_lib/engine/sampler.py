@@ -20,7 +20,6 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from transformers import PreTrainedTokenizerBase
 from transformers.cache_utils import Cache
 
@@ -193,8 +192,7 @@ class Sampler:
         if weights not in self._folded:
             while len(self._folded) >= KEPT_FOLDED:
                 self._folded.popitem(last=False)
-            with torch.no_grad():
-                self._folded[weights] = self._forward.prepare(weights.state)
+            self._folded[weights] = self._forward.prepare(weights.state)
         self._folded.move_to_end(weights)
         return self._folded[weights]
 

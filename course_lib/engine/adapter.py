@@ -42,7 +42,8 @@ class Adapter:
         self.parameters = parameters  # by their names in an adapter file
         self.peft_config = peft_config  # the content of adapter_config.json
         self.version = 0  # counts every change of the parameters
-        self.gradients: list[Tensor] | None = None  # summed over forward_backward calls
+        # Summed over forward_backward calls: those of all tensors, in one array end to end.
+        self.gradients: Tensor | None = None
         self.optimizer = torch.optim.AdamW(parameters.values(), fused=True)
         self._remove = remove
 
@@ -93,16 +94,24 @@ class Adapter:
 
     def add_gradients(self) -> None:
         """Add what backward passes left on the parameters to what is kept for the next step."""
-        new = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.parameters.values()]
-        largest = torch.stack(torch._foreach_norm(new, math.inf))
-        if not bool(torch.isfinite(largest).all()):
+        new = torch.cat(
+            [
+                (torch.zeros_like(p) if p.grad is None else p.grad).flatten()
+                for p in self.parameters.values()
+            ]
+        )
+        if not math.isfinite(torch.linalg.vector_norm(new, math.inf)):
             raise RequestError(
                 "the gradient is not finite; are the sampling logprobs those of this policy?"
             )
-        if self.gradients is None:
-            self.gradients = new
-        else:
-            torch._foreach_add_(self.gradients, new)
+        self.gradients = new if self.gradients is None else self.gradients.add_(new)
+
+    def hand_gradients(self) -> None:
+        """Lay each tensor's part of the gradients where its optimizer looks for it."""
+        assert self.gradients is not None
+        parts = self.gradients.split([parameter.numel() for parameter in self.parameters.values()])
+        for parameter, part in zip(self.parameters.values(), parts, strict=True):
+            parameter.grad = part.view_as(parameter)
 
     def delete(self) -> None:
         """Take the adapter out of the base model and free what it holds."""

@@ -116,7 +116,8 @@ class LlamaForward:
             positions = (positions - start.unsqueeze(-1)).clamp(min=0)
         mask = visible(columns, past, start)
 
-        def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        def attend(layer: int, qkv: Tensor) -> Tensor:
+            q, k, v = self.llama.apart(qkv)
             k, v = (part.unflatten(0, (rows, new)).transpose(1, 2) for part in (k, v))
             keys, values = cache.update(k, v, layer)  # (B, kv_heads, L, D)
             if new == 1:
@@ -130,7 +131,7 @@ class LlamaForward:
             )
             return mixed.transpose(1, 2).reshape(rows * new, -1)
 
-        hidden = self.llama.hidden(weights, tokens.flatten(), positions.flatten(), attend)
+        hidden, _ = self.llama.hidden(weights, tokens.flatten(), positions.flatten(), attend)
         hidden = hidden.unflatten(0, (rows, new))
         return weights.head(hidden if every else hidden[:, -1])
 

@@ -23,8 +23,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from course_lib.engine.autograd import LoraLinear, RMSNorm
-
 STATIC_ROTATIONS = ("default", "linear", "llama3", "yarn")
 
 
@@ -38,9 +36,15 @@ class Matrix:
     blocks: tuple[tuple[int, int], ...] = ()  # the rows that each B writes to
 
     def __call__(self, x: Tensor) -> Tensor:
-        if self.a is None:
-            return F.linear(x, self.weight)
-        return LoraLinear.apply(x, self.weight, self.blocks, self.a, *self.bs)
+        return x @ self.weight.T
+
+    def added(self, to: Tensor, x: Tensor) -> Tensor:
+        """to + W x, in one pass."""
+        return torch.addmm(to, x, self.weight.T)
+
+    @property
+    def adapters(self) -> list[Tensor]:
+        return [] if self.a is None else [self.a, *self.bs]
 
 
 @dataclass(frozen=True)
@@ -72,6 +76,23 @@ class Layer:
     gate_up: Matrix
     down: Matrix
 
+    @property
+    def matrices(self) -> list[Matrix]:
+        return [self.qkv, self.out, self.gate_up, self.down]
+
+
+@dataclass
+class Step:
+    """What the way back needs of a layer; T tokens, F the width of the MLP."""
+
+    first: Tensor  # (T, H): the input, normed
+    first_scale: Tensor  # (T, 1): what it was multiplied by
+    mixed: Tensor  # (T, heads D): what attention gave
+    second: Tensor
+    second_scale: Tensor
+    gate_up: Tensor  # (T, 2 F)
+    swished: Tensor  # (T, F): silu(gate)
+
 
 @dataclass
 class Weights:
@@ -80,6 +101,12 @@ class Weights:
     layers: list[Layer]
     head: Matrix
     embedding: Tensor
+
+    @property
+    def adapters(self) -> list[Tensor]:
+        """The adapters' matrices, layer by layer, without the head's."""
+        matrices = chain.from_iterable(layer.matrices for layer in self.layers)
+        return [tensor for matrix in matrices for tensor in matrix.adapters]
 
 
 class Llama:
@@ -127,8 +154,9 @@ class Llama:
         """The same weights beside the adapter that is folded into them, which gets gradients."""
         layers = []
         for layer, parts in zip(weights.layers, self.layers, strict=True):
-            matrices = [layer.qkv, layer.out, layer.gate_up, layer.down]
-            made = [self._trained(*each, adapter) for each in zip(matrices, parts, strict=True)]
+            made = [
+                self._trained(*each, adapter) for each in zip(layer.matrices, parts, strict=True)
+            ]
             layers.append(Layer(*made))
         return Weights(layers, self._trained(weights.head, self.head, adapter), weights.embedding)
 
@@ -155,48 +183,65 @@ class Llama:
         split = rows.reshape(-1, 2, self.dim // 2, rows.shape[-1])
         return split.transpose(1, 2).reshape(rows.shape)
 
-    def rotated(self, qk: Tensor, rotations: Tensor) -> Tensor:
-        """Rotary position embedding (Su et al. 2021) of (T, heads, D) by (T, 1, D / 2)."""
-        pairs = torch.view_as_complex(qk.view(*qk.shape[:2], -1, 2))
-        return torch.view_as_real(pairs * rotations).flatten(-2)
+    def apart(self, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The queries (T, heads, D), keys and values (T, kv_heads, D) of qkv (T, n, D)."""
+        return qkv.split_with_sizes([self.heads, self.kv_heads, self.kv_heads], dim=1)  # type: ignore
 
-    def norm(self, x: Tensor) -> Tensor:
-        """Root mean square norm, without the scale, which is part of the next matrix."""
-        return RMSNorm.apply(x, self.eps)
+    def rotated(self, qkv: Tensor, rotations: Tensor) -> Tensor:
+        """Rotary position embedding (Su et al. 2021): the queries and keys of qkv (T, n, D), in
+        place, by rotations (T, 1, D / 2)."""
+        pairs = qkv.view(*qkv.shape[:2], -1, 2)[:, : self.heads + self.kv_heads]
+        torch.view_as_complex(pairs).mul_(rotations)
+        return qkv
 
     def hidden(
         self,
         weights: Weights,
         tokens: Tensor,
         positions: Tensor,
-        attend: Callable[[int, Tensor, Tensor, Tensor], Tensor],
-    ) -> Tensor:
-        """The normed last hidden states (T, H) of packed tokens (T,) at their positions (T,).
+        attend: Callable[[int, Tensor], Tensor],
+        tape: list[Step] | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """The last hidden states of packed tokens (T,) at their positions (T,), normed.
 
-        `attend(layer, q, k, v)`: q (T, heads, D), k and v (T, kv_heads, D) -> (T, H).
+        `attend(layer, qkv)`: qkv (T, heads + 2 kv_heads, D) -> (T, heads D). The tape, where there
+        is one, gets what the way back needs of each layer.
         """
         x = F.embedding(tokens, weights.embedding)
         rotations = self.rotations[positions].unsqueeze(1)  # (T, 1, D / 2)
-        rotated, others = self.heads + self.kv_heads, self.kv_heads
         for index, layer in enumerate(weights.layers):
-            qkv = layer.qkv(self.norm(x)).view(len(x), -1, self.dim)
-            qk, v = qkv.split_with_sizes([rotated, others], dim=1)
-            q, k = self.rotated(qk, rotations).split_with_sizes([self.heads, others], dim=1)
-            x = x + layer.out(attend(index, q, k, v))
-            gate, up = layer.gate_up(self.norm(x)).chunk(2, dim=-1)
-            x = x + layer.down(F.silu(gate) * up)
-        return self.norm(x)
+            first, first_scale = norm(x, self.eps)
+            qkv = self.rotated(layer.qkv(first).view(len(x), -1, self.dim), rotations)
+            mixed = attend(index, qkv)
+            x = layer.out.added(x, mixed)
+            second, second_scale = norm(x, self.eps)
+            gate_up = layer.gate_up(second)
+            gate, up = gate_up.chunk(2, dim=-1)
+            swished = F.silu(gate)
+            x = layer.down.added(x, swished * up)
+            if tape is not None:
+                tape.append(Step(first, first_scale, mixed, second, second_scale, gate_up, swished))
+        return norm(x, self.eps)
 
     def logits(self, weights: Weights, tokens: Tensor) -> Tensor:
         """The logits (T, V) of one row of tokens (T,): a plain forward pass, to compare with."""
 
-        def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            heads_first = (part.transpose(0, 1).unsqueeze(0) for part in (q, k, v))
+        def attend(layer: int, qkv: Tensor) -> Tensor:
+            heads_first = (part.transpose(0, 1).unsqueeze(0) for part in self.apart(qkv))
             mixed = F.scaled_dot_product_attention(*heads_first, is_causal=True, enable_gqa=True)
             return mixed[0].transpose(0, 1).flatten(1)
 
         positions = torch.arange(len(tokens), device=tokens.device)
-        return weights.head(self.hidden(weights, tokens, positions, attend))
+        return weights.head(self.hidden(weights, tokens, positions, attend)[0])
+
+
+def norm(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """Root mean square norm (Zhang and Sennrich 2019) of (T, H), and what each row was scaled by.
+
+    The norm's learned scale is part of the next matrix.
+    """
+    scale = torch.linalg.vecdot(x, x).div_(x.shape[-1]).add_(eps).rsqrt_().unsqueeze(-1)
+    return x * scale, scale
 
 
 def lora_key(weight_name: str, part: str) -> str:

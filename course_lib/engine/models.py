@@ -35,8 +35,10 @@ def load_models(
 ) -> dict[str, Model]:
     """Load each folder or hub name once, and give it all its names."""
     from course_lib.engine.cores import apart
+    from course_lib.engine.memory import keep_freed_memory
     from course_lib.engine.model import BaseModel
 
+    keep_freed_memory()
     keep_quiet()
     wanted = {BASE_NAME: str(model or shipped_model()), **(aliases or {})}
     loaded: dict[str, Any] = {}

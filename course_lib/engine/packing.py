@@ -14,11 +14,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 WORTH = 0.1  # a beginning is shared where that saves this part of the group's tokens
-BUCKETS = 4  # by length
+BUCKETS = 3  # by length
 
 
 @dataclass
@@ -41,25 +40,27 @@ class Segment:
 
 @dataclass
 class Bucket:
-    """Segments that attend side by side."""
+    """Segments that attend side by side: packed tokens, 0 where padded."""
 
-    rows: int  # S
-    own: int  # C
-    seen: int  # L
+    queries: np.ndarray  # (S, C): the tokens that ask
+    keys: np.ndarray  # (S, L): those that they may see, P of a beginning and C of their own
+    real: np.ndarray  # (S, C): which queries are no padding
+    borrowed: np.ndarray  # (S, P): which keys belong to a shared beginning
     mask: Tensor | None  # (S, 1, C, L): 0 or -inf; None where plain causal attention is enough
+
+    @property
+    def rows(self) -> int:
+        return len(self.queries)
 
 
 @dataclass
 class Packed:
-    """Some rows, packed; Q and E are the sums of S C and S L over the buckets."""
+    """Some rows, packed."""
 
     tokens: Tensor  # (T,)
     positions: Tensor  # (T,)
     source: Tensor  # (M,): the packed token that stands at each position of each row
     buckets: list[Bucket]
-    queries: Tensor  # (Q,): the tokens that ask, bucket by bucket, token 0 where padded
-    keys: Tensor  # (E,): the tokens that they may see, token 0 where padded
-    answers: Tensor  # (T,): where among the Q each token's answer stands
 
 
 def shared_prefixes(rows: list[np.ndarray]) -> list[tuple[int, list[int]]]:
@@ -109,19 +110,11 @@ def pack(rows: list[np.ndarray], device: torch.device) -> Packed:
         if own[index].before is not None:
             source.append(own[index].before.places)
         source.append(own[index].places)
-    layouts = [side_by_side(bucket) for bucket in bucketed(segments)]
-    queries = np.concatenate([queries.ravel() for _, queries, _, _ in layouts])
-    real = np.flatnonzero(np.concatenate([real.ravel() for _, _, _, real in layouts]))
-    answers = np.empty(size, dtype=np.int64)
-    answers[queries[real]] = real
     return Packed(
         put([segment.tokens for segment in segments], device),
         put([segment.offset + np.arange(len(segment.tokens)) for segment in segments], device),
         put(source, device),
-        [bucket for bucket, _, _, _ in layouts],
-        put([queries], device),
-        put([keys.ravel() for _, _, keys, _ in layouts], device),
-        put([answers], device),
+        [side_by_side(bucket, device) for bucket in bucketed(segments)],
     )
 
 
@@ -140,54 +133,25 @@ def bucketed(segments: list[Segment]) -> list[list[Segment]]:
     return buckets
 
 
-def side_by_side(segments: list[Segment]) -> tuple[Bucket, np.ndarray, np.ndarray, np.ndarray]:
-    """A bucket with its queries (S, C), its keys (S, L), and which queries are real (S, C)."""
-    own = max(len(segment.tokens) for segment in segments)
-    before = max(segment.offset for segment in segments)
+def side_by_side(segments: list[Segment], device: torch.device) -> Bucket:
+    """The segments of a bucket, each in a row of its own."""
+    lengths = np.array([[len(segment.tokens)] for segment in segments])
+    offsets = np.array([[segment.offset] for segment in segments])
+    own, before = lengths.max(), offsets.max()
     queries = np.zeros((len(segments), own), dtype=np.int64)
     keys = np.zeros((len(segments), before + own), dtype=np.int64)
-    hidden = np.triu(np.ones((own, before + own), dtype=bool), before + 1)  # the future
-    hidden = np.repeat(hidden[None], len(segments), axis=0)
     for row, segment in enumerate(segments):
-        length, offset = len(segment.tokens), segment.offset
-        queries[row, :length] = segment.places
-        keys[row, before : before + length] = segment.places
+        queries[row, : len(segment.tokens)] = segment.places
         if segment.before is not None:
-            keys[row, before - offset : before] = segment.before.places
-        hidden[row, :, : before - offset] = True
+            keys[row, before - segment.offset : before] = segment.before.places
+    keys[:, before:] = queries
+    real = np.arange(own) < lengths
+    borrowed = np.arange(before) >= before - offsets
     mask = None
     if before:
+        hidden = np.triu(np.ones((own, before + own), dtype=bool), before + 1)  # the future
+        hidden = np.repeat(hidden[None], len(segments), axis=0)
+        hidden[:, :, :before] |= ~borrowed[:, None]
         mask = torch.zeros(hidden.shape).masked_fill_(torch.from_numpy(hidden), float("-inf"))
-        mask = mask.unsqueeze(1)
-    real = np.arange(own) < np.array([[len(segment.tokens)] for segment in segments])
-    return Bucket(len(segments), own, before + own, mask), queries, keys, real
-
-
-def attend(packed: Packed, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Causal attention of packed rows: q (T, heads, D), k and v (T, kv_heads, D) -> (T, H)."""
-    heads, kv_heads, dim = q.shape[1], k.shape[1], q.shape[2]
-    # An embedding look-up is torch's fastest gather: its gradient adds rows up without sorting.
-    asked = F.embedding(packed.queries, q.flatten(1))
-    seen = F.embedding(packed.keys, torch.cat([k.flatten(1), v.flatten(1)], dim=1))
-    sizes = [(bucket.rows * bucket.own, bucket.rows * bucket.seen) for bucket in packed.buckets]
-    answers = []
-    for bucket, q_part, kv_part in zip(
-        packed.buckets,
-        asked.split([queries for queries, _ in sizes]),
-        seen.split([keys for _, keys in sizes]),
-        strict=True,
-    ):
-        queries = q_part.view(bucket.rows, bucket.own, heads, dim).transpose(1, 2)
-        keys, values = (
-            kv_part.view(bucket.rows, bucket.seen, 2, kv_heads, dim).permute(2, 0, 3, 1, 4).unbind()
-        )
-        answer = F.scaled_dot_product_attention(
-            queries,  # (S, heads, C, D)
-            keys,  # (S, kv_heads, L, D)
-            values,
-            attn_mask=bucket.mask,
-            is_causal=bucket.mask is None,
-            enable_gqa=heads != kv_heads,
-        )
-        answers.append(answer.transpose(1, 2).reshape(-1, heads * dim))
-    return F.embedding(packed.answers, torch.cat(answers))
+        mask = mask.unsqueeze(1).to(device)
+    return Bucket(queries, keys, real, borrowed, mask)

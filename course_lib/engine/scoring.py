@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from course_lib.engine.adapter import Adapter
-from course_lib.engine.autograd import TargetLogprobs
+from course_lib.engine.autograd import HiddenStates, TargetLogprobs
 from course_lib.engine.llama import Llama, Weights
 from course_lib.engine.model import BaseModel
-from course_lib.engine.packing import attend, pack, shared_prefixes
+from course_lib.engine.packing import pack, shared_prefixes
 from course_lib.engine.requests import TrainDatum
 
 ACTIVATION_BYTES = 2 << 30  # what one micro-batch may keep for its backward pass
@@ -92,12 +92,7 @@ def score(base: BaseModel, adapter: Adapter, batch: list[TrainDatum]) -> Tensor:
 def packed(llama: Llama, weights: Weights, rows: list[np.ndarray], targets: Tensor) -> Tensor:
     """log p (M, K) by the fast forward pass."""
     layout = pack(rows, targets.device)
-    hidden = llama.hidden(
-        weights,
-        layout.tokens,
-        layout.positions,
-        lambda layer, q, k, v: attend(layout, q, k, v),
-    )
+    hidden = HiddenStates.apply(llama, weights, layout, *weights.adapters)
     head = weights.head
     b = head.bs[0] if head.bs else None
     return TargetLogprobs.apply(hidden, head.weight, head.a, b, layout.source, targets)

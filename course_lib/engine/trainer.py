@@ -55,8 +55,8 @@ def _forward_backward(base: BaseModel, adapter: Adapter, request: TrainRequest) 
             total += finite(loss.item(), "the loss")
             if loss.requires_grad:
                 loss.backward(retain_graph=True)  # the arranged weights serve the next batch, too
-            for row, values in zip(rows, split(logprobs.detach(), batch), strict=True):
-                outputs[row] = {"logprobs": values.cpu().numpy()}
+            for row, values in zip(rows, split(logprobs.detach().cpu(), batch), strict=True):
+                outputs[row] = {"logprobs": values.numpy()}
             del logprobs, loss  # and with them the activations
         if not request.forward_only:
             adapter.add_gradients()
@@ -103,9 +103,8 @@ def optim_step(adapter: Adapter, params: AdamParams) -> dict[str, float]:
     check_adam(params)
     if adapter.gradients is None:
         return {"grad_norm:mean": 0.0}
-    for parameter, gradient in zip(adapter.parameters.values(), adapter.gradients, strict=True):
-        parameter.grad = gradient
-    norm = torch.nn.utils.get_total_norm(adapter.gradients)
+    adapter.hand_gradients()
+    norm = torch.linalg.vector_norm(adapter.gradients)
     if params.grad_clip_norm:
         torch.nn.utils.clip_grads_with_norm_(
             adapter.parameters.values(), params.grad_clip_norm, norm

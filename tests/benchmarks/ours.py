@@ -115,10 +115,12 @@ def direct(gate: Gate, model: str, shape: str, batch: int) -> None:
     """The arithmetic of `sft` alone: the engine's functions called without SDK and HTTP."""
     import numpy as np
 
+    from course_lib.engine.memory import keep_freed_memory
     from course_lib.engine.model import BaseModel
     from course_lib.engine.requests import AdamParams, LoraSpec, TrainDatum, TrainRequest
     from course_lib.engine.trainer import forward_backward, optim_step
 
+    keep_freed_memory()
     base = BaseModel.load(model_folder(model), "bench")
     adapter = base.new_adapter(LoraSpec(RANK, seed=0, train_unembed=False))
     rows, rng = sft_rows(shape, batch), random.Random(3)

@@ -179,6 +179,9 @@ class FakeCompute:
         adapter.gradients = None
         return {"grad_norm:mean": float(adapter.value), "steps:max": float(adapter.steps)}
 
+    def prepare(self, base: FakeBase, adapter: FakeAdapter) -> None:
+        self.calls.append("prepare")
+
     def make_sampler(self, base: FakeBase) -> FakeSampler:
         self.samplers.append(FakeSampler(base, self.step_s))
         return self.samplers[-1]
@@ -186,7 +189,9 @@ class FakeCompute:
     def rooms(self) -> Compute:
         from course_lib.engine.validation import check_sample
 
-        return Compute(self.forward_backward, self.optim_step, self.make_sampler, check_sample)
+        return Compute(
+            self.forward_backward, self.optim_step, self.prepare, self.make_sampler, check_sample
+        )
 
 
 def fake_models(*names: str) -> dict[str, Model]:

@@ -242,7 +242,7 @@ def test_a_state_that_does_not_fit_is_refused_as_a_whole(spoil, words):
 )
 def test_sampler_weights_that_do_not_fit_are_refused(spoil, words):
     base = tiny_base()
-    state = base.new_adapter(LoraSpec(rank=4, seed=0)).state()
+    state = dict(base.new_adapter(LoraSpec(rank=4, seed=0)).state())
     spoil(state)
     with pytest.raises(RequestError, match=words):
         base.sampler_weights(state)

@@ -309,3 +309,27 @@ def test_finished_samples_are_reported_in_bulk_after_a_cursor():
     assert [report[1] for report in reports] == [p.request_id for p in pendings[:2]]
     assert table.completions(("s", 0), 2) == []
     assert table.completions(("s", 1), 0) == []
+
+
+def test_what_is_done_ahead_waits_for_an_idle_moment(bench: Bench):
+    bench.worker.start()
+    done = threading.Event()
+    bench.worker.if_idle(done.set)
+    assert done.wait(5)
+
+
+def test_what_is_done_ahead_is_left_out_where_requests_wait(bench: Bench):
+    bench.worker.start()
+    second: list[str] = []
+
+    def work() -> Reply:
+        bench.worker.if_idle(lambda: bench.ran.append("ahead"))
+        second.append(bench.send("a", 1))
+        return Reply(b"done")
+
+    assert bench.result(bench.send("a", 0, work)) == "done"
+    assert bench.result(second[0]) == "a1"
+    later = threading.Event()
+    bench.worker.if_idle(later.set)
+    assert later.wait(5)
+    assert bench.ran == ["a1"]

@@ -2,18 +2,21 @@
 
 The tensors live in the layers that peft put into the shared base model; an `Adapter` holds them by
 the names they have in an adapter file, so that `state()` can be written to disk and read back by
-`peft.PeftModel.from_pretrained`.
+`peft.PeftModel.from_pretrained`. All of them are views of one array, and so are their gradients:
+norm and optimizer go over one array and not over a hundred small ones.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
 
 from course_lib.engine.requests import LoraSpec, RequestError
+
+MOMENTS = ("exp_avg", "exp_avg_sq")  # what AdamW keeps for every number, besides its step count
 
 Moment = tuple[str, int]  # an adapter's name, unique on its base model, and its version
 
@@ -42,20 +45,28 @@ class Adapter:
         self.parameters = parameters  # by their names in an adapter file
         self.peft_config = peft_config  # the content of adapter_config.json
         self.version = 0  # counts every change of the parameters
-        # Summed over forward_backward calls: those of all tensors, in one array end to end.
-        self.gradients: Tensor | None = None
-        self.optimizer = torch.optim.AdamW(parameters.values(), fused=True)
+        self.flat = nn.Parameter(end_to_end(parameters.values()))
+        for parameter, part in zip(parameters.values(), self.parts(self.flat), strict=True):
+            parameter.data = part
+        self.gradients: Tensor | None = None  # summed over forward_backward calls; like `flat`
+        self.optimizer = torch.optim.AdamW([self.flat], fused=True)
         self._remove = remove
+
+    def parts(self, flat: Tensor) -> list[Tensor]:
+        """An array like `flat`, cut into views of the tensors' shapes."""
+        parameters = self.parameters.values()
+        parts = flat.detach().split([parameter.numel() for parameter in parameters])
+        return [part.view(p.shape) for part, p in zip(parts, parameters, strict=True)]
 
     @property
     def nbytes(self) -> int:
         """Bytes that this adapter takes: weights, gradients, two Adam moments."""
-        return 4 * sum(p.numel() * p.element_size() for p in self.parameters.values())
+        return 4 * self.flat.nbytes
 
     def state(self) -> Snapshot:
         """A copy of the adapter's tensors, on the CPU, by their names in an adapter file."""
-        tensors = {key: p.detach().to("cpu", copy=True) for key, p in self.parameters.items()}
-        return Snapshot(tensors, self.moment)
+        copy = self.parts(self.flat.detach().to("cpu", copy=True))
+        return Snapshot(dict(zip(self.parameters, copy, strict=True)), self.moment)
 
     @property
     def moment(self) -> Moment:
@@ -73,9 +84,11 @@ class Adapter:
     def optimizer_state(self) -> dict[str, Tensor]:
         """A copy of Adam's moments and step counts, `<tensor>.<field>`; empty before any step."""
         moments: dict[str, Tensor] = {}
-        for key, parameter in self.parameters.items():
-            for field, value in self.optimizer.state.get(parameter, {}).items():
-                moments[f"{key}.{field}"] = value.detach().to("cpu", copy=True)
+        for field, value in self.optimizer.state.get(self.flat, {}).items():
+            copy = value.detach().to("cpu", copy=True)
+            parts = self.parts(copy) if field in MOMENTS else None
+            for index, key in enumerate(self.parameters):
+                moments[f"{key}.{field}"] = copy.clone() if parts is None else parts[index]
         return moments
 
     def load_optimizer_state(self, state: dict[str, Tensor]) -> None:
@@ -86,38 +99,42 @@ class Adapter:
             shapes |= {f"{key}.step": torch.Size([])}
         check_tensors(state, shapes if state else {}, "optimizer")
         self.optimizer.state.clear()
-        for key, parameter in self.parameters.items() if state else ():
-            self.optimizer.state[parameter] = {
-                field: state[f"{key}.{field}"].to(parameter.device, torch.float32, copy=True)
-                for field in ("step", "exp_avg", "exp_avg_sq")
-            }
+        if not state:
+            return
+        steps = {float(state[f"{key}.step"]) for key in self.parameters}
+        if len(steps) > 1:
+            raise RequestError(f"the tensors in the optimizer state differ in steps: {steps}")
+        joined = {
+            field: end_to_end([state[f"{key}.{field}"] for key in self.parameters])
+            for field in MOMENTS
+        }
+        device = self.flat.device
+        self.optimizer.state[self.flat] = {
+            "step": torch.tensor(steps.pop(), dtype=torch.float32, device=device),
+            **{field: value.to(device, torch.float32) for field, value in joined.items()},
+        }
 
     def add_gradients(self) -> None:
         """Add what backward passes left on the parameters to what is kept for the next step."""
-        new = torch.cat(
-            [
-                (torch.zeros_like(p) if p.grad is None else p.grad).flatten()
-                for p in self.parameters.values()
-            ]
-        )
+        parameters = self.parameters.values()
+        new = end_to_end([torch.zeros_like(p) if p.grad is None else p.grad for p in parameters])
         if not math.isfinite(torch.linalg.vector_norm(new, math.inf)):
             raise RequestError(
                 "the gradient is not finite; are the sampling logprobs those of this policy?"
             )
         self.gradients = new if self.gradients is None else self.gradients.add_(new)
 
-    def hand_gradients(self) -> None:
-        """Lay each tensor's part of the gradients where its optimizer looks for it."""
-        assert self.gradients is not None
-        parts = self.gradients.split([parameter.numel() for parameter in self.parameters.values()])
-        for parameter, part in zip(self.parameters.values(), parts, strict=True):
-            parameter.grad = part.view_as(parameter)
-
     def delete(self) -> None:
         """Take the adapter out of the base model and free what it holds."""
         self._remove()
         self.parameters, self.gradients = {}, None
+        self.flat.data = self.flat.new_empty(0)
         self.optimizer.state.clear()
+
+
+def end_to_end(tensors: Iterable[Tensor]) -> Tensor:
+    """A new array of all their numbers."""
+    return torch.cat([tensor.detach().flatten() for tensor in tensors])
 
 
 def check_tensors(state: dict[str, Tensor], shapes: dict[str, torch.Size], what: str) -> None:

@@ -162,7 +162,7 @@ class BaseModel:
         Nothing is computed or copied here; the sampler folds the tensors into the weights when it
         first meets them.
         """
-        if state is not None:
+        if state is not None and not isinstance(state, Snapshot):
             self.folding.check(state)
         return SamplerWeights(state)
 

@@ -27,6 +27,7 @@ class Compute:
 
     forward_backward: Callable[..., Any]
     optim_step: Callable[..., dict[str, float]]
+    prepare: Callable[..., None]
     sampler: Callable[[Any], Any]
     check_sample: Callable[..., None]
 
@@ -34,10 +35,10 @@ class Compute:
 def torch_compute() -> Compute:
     """The real functions, imported only when an engine starts."""
     from course_lib.engine.sampler import Sampler
-    from course_lib.engine.trainer import forward_backward, optim_step
+    from course_lib.engine.trainer import forward_backward, optim_step, prepare
     from course_lib.engine.validation import check_sample
 
-    return Compute(forward_backward, optim_step, Sampler, check_sample)
+    return Compute(forward_backward, optim_step, prepare, Sampler, check_sample)
 
 
 @dataclass

@@ -103,12 +103,10 @@ def optim_step(adapter: Adapter, params: AdamParams) -> dict[str, float]:
     check_adam(params)
     if adapter.gradients is None:
         return {"grad_norm:mean": 0.0}
-    adapter.hand_gradients()
+    adapter.flat.grad = adapter.gradients
     norm = torch.linalg.vector_norm(adapter.gradients)
     if params.grad_clip_norm:
-        torch.nn.utils.clip_grads_with_norm_(
-            adapter.parameters.values(), params.grad_clip_norm, norm
-        )
+        torch.nn.utils.clip_grads_with_norm_(adapter.flat, params.grad_clip_norm, norm)
     adapter.optimizer.param_groups[0].update(
         lr=params.learning_rate,
         betas=(params.beta1, params.beta2),
@@ -120,6 +118,12 @@ def optim_step(adapter: Adapter, params: AdamParams) -> dict[str, float]:
     adapter.gradients = None
     adapter.version += 1
     return {"grad_norm:mean": float(norm)}
+
+
+def prepare(base: BaseModel, adapter: Adapter) -> None:
+    """Fold the adapter into the weights before anybody waits for it."""
+    if base.llama is not None and adapter.parameters:  # it may have been deleted meanwhile
+        base.arranged(base.llama, adapter)
 
 
 def finite(value: float, what: str) -> float:

@@ -150,8 +150,11 @@ def optim_step(rooms: Rooms, owner: str, message: types.OptimStepRequest) -> str
     """One optimizer step with the gradients gathered since the last one."""
 
     def work(run: Run) -> Reply:
-        params = adam_params(message)
-        return json_reply({"metrics": rooms.compute.optim_step(rooms.runs.adapter(run), params)})
+        adapter = rooms.runs.adapter(run)
+        metrics = rooms.compute.optim_step(adapter, adam_params(message))
+        # Whatever comes next, samples or a step, needs the new weights.
+        rooms.worker.if_idle(lambda: rooms.compute.prepare(run.model.base, adapter))
+        return json_reply({"metrics": metrics})
 
     return submit(rooms, owner, message, "optim_step", work)
 

@@ -29,6 +29,7 @@ class Worker:
         self._wake = threading.Condition()
         self._lines: dict[str, Line] = {}
         self._errands: deque[Callable[[], None]] = deque()
+        self._spare: Callable[[], None] | None = None
         self.trace = Trace()
         self._samples = SampleQueue(futures, limits, self.trace)
         self._turn = 0
@@ -121,19 +122,26 @@ class Worker:
             self._errands.append(work)
             self._wake.notify()
 
+    def if_idle(self, work: Callable[[], None]) -> None:
+        """Do something ahead of time, on the compute thread, unless requests wait by then."""
+        with self._wake:
+            self._spare = work
+            self._wake.notify()
+
     # The compute thread -------------------------------------------------------------------------
 
     def _loop(self) -> None:
         while True:
             with self._wake:
-                while not self._stopping and not self._has_work():
+                while not self._stopping and not self._has_work() and self._spare is None:
                     held = any(len(line) for line in self._lines.values())
                     self._wake.wait(min(0.5, self._limits.gap_s) if held else 60)
                 if self._stopping:
                     return
-                errands, self._errands = list(self._errands), deque()
+                spare = () if self._has_work() or self._spare is None else (self._spare,)
+                errands, self._errands, self._spare = list(self._errands), deque(), None
                 job = self._next_job()
-            for work in errands:
+            for work in (*errands, *spare):
                 tried(work)
             started = time.monotonic()
             if job is not None:

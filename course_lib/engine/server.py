@@ -59,6 +59,9 @@ class Engine:
             uvicorn.Config(
                 create_app(self.rooms, access, client_config),
                 log_config=None,
+                proxy_headers=False,  # nobody stands between
+                server_header=False,
+                date_header=False,
                 access_log=False,
                 lifespan="off",
                 timeout_keep_alive=600,  # idle connections of the SDK stay open: no lost requests

@@ -1,0 +1,44 @@
+"""Freed memory stays with the process where the allocator can be told so."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+import sys
+
+import pytest
+
+FAULTS = """
+import resource, threading, sys
+import torch
+from course_lib.engine.memory import keep_freed_memory
+if sys.argv[1] == "keep":
+    keep_freed_memory()
+
+def step():
+    blocks = [torch.ones(2_000_000) for _ in range(12)]  # 8 MB each
+
+def steps():
+    global faults
+    step()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(5):
+        step()
+    faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+thread = threading.Thread(target=steps)
+thread.start()
+thread.join()
+print(faults)
+"""
+
+
+def faults(mode: str) -> int:
+    """Pages that five steps asked the system for, after a first one."""
+    done = subprocess.run([sys.executable, "-c", FAULTS, mode], capture_output=True, check=True)
+    return int(done.stdout)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be told")
+def test_a_step_does_not_pay_again_for_the_memory_of_the_last():
+    assert faults("keep") < faults("leave") / 10

@@ -18,11 +18,11 @@ def draw(results: dict[str, Any], path: Path) -> None:
 
 def compose(results: dict[str, Any]) -> tuple[Any, str]:
     """Bars of ratios with the spread of their rounds and a mark at the target; step time."""
-    from report import median, ratios, wanted
+    from report import limits, median, ratios, wanted
 
     from course_lib.plots.style import BLUE, GREY, INK, VERMILLION, label, new_figure
 
-    rows = results["rows"]
+    about, rows = limits(results), results["rows"]
     bars = [
         (f"{row.title.split(' calls')[0]} ({row.model})\nbeside {target.peer}", row, target)
         for name, row in DUELS.items()
@@ -41,7 +41,7 @@ def compose(results: dict[str, Any]) -> tuple[Any, str]:
     for place, (text, row, target) in enumerate(bars):
         found = rows[names[id(row)]]
         each = ratios(found, target.peer)
-        middle, aim = median(each), wanted(row, found, target, results["machine"]["matrix_peak"])
+        middle, aim = median(each), wanted(row, found, target, about)
         above.barh(place, middle, color=BLUE if middle >= aim else GREY, height=0.6)
         above.plot([min(each), max(each)], [place, place], color=INK, marker="|", linestyle="-")
         above.plot([aim, aim], [place - 0.4, place + 0.4], color=VERMILLION, marker="", ls="--")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import random
 import tempfile
+from concurrent.futures import Future
 from typing import Any
 
 from duel import Gate
@@ -18,6 +20,58 @@ def service(model: str):
 
     store = tempfile.mkdtemp(prefix="bench-store-")
     return connect("embedded", model=model_folder(model), store=store, quiet=True)
+
+
+def idle_service(model: str):
+    """The same, but the engine computes nothing: what is left is the SDK, HTTP and the queues."""
+    from course_lib import connect
+    from course_lib.engine.models import load_models
+    from course_lib.engine.server import Engine
+
+    store = tempfile.mkdtemp(prefix="bench-store-")
+    engine = Engine(load_models(model_folder(model)), store, compute=idle_compute()).launch()
+    os.environ["TINKER_API_KEY"] = engine.api_key
+    return connect(engine.url, model="course/base", quiet=True)
+
+
+def idle_compute():
+    """Answers of the right shapes, at once."""
+    import numpy as np
+
+    from course_lib.engine.requests import SampledSequence, SampleResult, TrainResult
+    from course_lib.engine.rooms import Compute
+
+    def forward_backward(base: Any, adapter: Any, request: Any) -> TrainResult:
+        outputs = [{"logprobs": np.zeros(len(each.tokens), np.float32)} for each in request.data]
+        return TrainResult(outputs, {"loss:sum": 1.0})
+
+    class Sampler:
+        def __init__(self, base: Any) -> None:
+            pass
+
+        def submit(self, request: Any, weights: Any) -> Future[SampleResult]:
+            count, future = request.max_tokens, Future()
+            sequence = SampledSequence([1] * count, [-1.0] * count, "length")
+            future.set_result(SampleResult([sequence] * request.num_samples))
+            return future
+
+        def step(self) -> None:
+            pass
+
+    return Compute(
+        forward_backward,
+        lambda adapter, params: {"grad_norm:mean": 1.0},
+        lambda base, adapter: None,
+        Sampler,
+        lambda *args: None,
+    )
+
+
+def idle(gate: Gate, work: str, **options: Any) -> None:
+    """`sft`, `grpo` or `sample` with an engine that computes nothing."""
+    global service
+    service = idle_service
+    globals()[work](gate, **options)
 
 
 def trainer(model: str):

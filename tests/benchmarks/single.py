@@ -11,7 +11,7 @@ from typing import Any
 from duel import Contender, run
 from models import PROJECT, SHIPPED
 from ours import COUNTS, LENGTHS
-from rows import SMALL_SFT
+from rows import DUELS, OURS, SMALL_SFT
 
 OURS_FIRST = """
 import time; began = time.perf_counter()
@@ -85,6 +85,17 @@ def sdk(rounds: int, budget_s: float) -> dict[str, Any]:
     }
 
 
+def idle(rounds: int, budget_s: float) -> dict[str, Any]:
+    """Steps and samples of the shipped model where the engine computes nothing."""
+    sides = []
+    for name in ("sft_shipped", "grpo_shipped", "sample_shipped"):
+        row = DUELS[name]
+        work = row.sides[OURS][0].partition(":")[2]
+        sides.append(Contender(name, "ours:idle", row.options | {"work": work}, 7))
+    run(sides, rounds, 5, budget_s)
+    return {"sides": {each.name: {"rounds_s": each.rounds} for each in sides}}
+
+
 def growth(rounds: int, budget_s: float) -> dict[str, Any]:
     """Step time against tokens: longer rows up to the context, and more rows."""
     shapes = [*LENGTHS, *COUNTS]
@@ -114,7 +125,7 @@ def memory(rounds: int, budget_s: float) -> dict[str, Any]:
     return {"peak_mib": peaks}
 
 
-ROWS = {"first_token": first_token, "sdk": sdk, "growth": growth, "memory": memory}
+ROWS = {"first_token": first_token, "sdk": sdk, "idle": idle, "growth": growth, "memory": memory}
 
 
 def measure(name: str, rounds: int, budget_s: float) -> dict[str, Any]:

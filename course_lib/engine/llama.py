@@ -202,7 +202,8 @@ class Llama:
         attend: Callable[[int, Tensor], Tensor],
         tape: list[Step] | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """The last hidden states of packed tokens (T,) at their positions (T,), normed.
+        """From packed tokens (T,) at their positions (T,) to the last hidden states (T, H), normed,
+        and what each was scaled by (T, 1).
 
         `attend(layer, qkv)`: qkv (T, heads + 2 kv_heads, D) -> (T, heads D). The tape, where there
         is one, gets what the way back needs of each layer.

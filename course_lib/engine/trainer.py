@@ -1,8 +1,8 @@
 """What is a step? `forward_backward` adds gradients up, `optim_step` uses them.
 
-    for each micro-batch:  tokens -> logits -> log p(targets) -> loss (course_lib.losses) ->
-    gradients of A and B optim_step:            clip by global norm, AdamW (torch's own), forget the
-    gradients
+    for each micro-batch:  tokens -> logits -> log p(targets) -> loss (course_lib.losses)
+                           -> gradients of A and B
+    optim_step:            clip by global norm, AdamW (torch's own), forget the gradients
 
 Everything is checked before anything is computed, and gradients join the accumulated ones only when
 the whole request has succeeded: a failing request changes nothing. Losses are summed, never

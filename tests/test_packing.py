@@ -60,12 +60,15 @@ def test_a_shared_prompt_is_packed_once():
     assert torch.equal(layout.positions[layout.source], torch.from_numpy(positions))
 
 
-def datum(row: np.ndarray, columns: int | None = None) -> TrainDatum:
+def datum(row: np.ndarray, columns: int | None = None, weighted: slice | None = None) -> TrainDatum:
+    """A row whose last two thirds have a loss, or the `weighted` part of it."""
     generator = np.random.default_rng(len(row))
     shape = (len(row) - 1,) if columns is None else (len(row) - 1, columns)
     targets = row[1:] if columns is None else generator.integers(0, VOCAB, shape)
     weights = generator.normal(size=shape).astype(np.float32)
-    weights[: len(row) // 3] = 0
+    counted = np.zeros(len(weights), dtype=bool)
+    counted[slice(len(row) // 3, None) if weighted is None else weighted] = True
+    weights[~counted] = 0
     return TrainDatum(row[:-1], {"target_tokens": targets, "weights": weights})
 
 
@@ -75,6 +78,9 @@ CASES = {
     "the same row twice": [datum(PROMPT), datum(PROMPT), datum(OTHER)],
     "a row that begins another": [datum(PROMPT), datum(PROMPT[:12]), datum(PROMPT[:11])],
     "one token": [datum(PROMPT[:2])],
+    "a loss at every token": [datum(row, weighted=slice(None)) for row in GROUPS],
+    "a loss at one token": [datum(row, weighted=slice(-1, None)) for row in GROUPS],
+    "no loss anywhere": [datum(row, weighted=slice(0)) for row in GROUPS],
     "several targets": [datum(row, columns=3) for row in GROUPS],
 }
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from fake_compute import fake_engine
+from fake_compute import FakeCompute, fake_engine, fake_models
 
 from course_lib.engine import serve_forever
 from course_lib.engine.access import Access, new_key, read_keys
@@ -33,6 +33,16 @@ def ask(engine: Engine, key: str | bytes | None = None, **headers: str) -> int:
 
 def test_the_engine_listens_on_loopback_only(engine: Engine):
     assert engine.socket.getsockname()[0] == "127.0.0.1"
+
+
+def test_who_calls_before_the_engine_answers_is_answered_later(tmp_path: Path):
+    """`posttrain engine` prints its URL before the app runs: a quick client was refused."""
+    engine = Engine(fake_models(), tmp_path, compute=FakeCompute().rooms())
+    with socket.create_connection(engine.socket.getsockname(), timeout=5) as early:
+        engine.launch()
+        early.sendall(b"GET /api/v1/healthz HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+        assert early.recv(100).startswith(b"HTTP/1.1 200")
+    engine.stop()
 
 
 def test_small_answers_are_not_held_back(engine: Engine):

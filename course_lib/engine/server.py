@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 DEFAULT_STORE = "runs/store"
 OPEN_FILES = 8192  # each sample in flight holds sockets
+BACKLOG = 2048  # connections that wait to be accepted: uvicorn's own default
 
 _lock = threading.Lock()
 _running: dict[tuple[Any, ...], Engine] = {}
@@ -178,7 +179,7 @@ def serve_forever(
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """A listening address; port 0 takes a free one."""
+    """A listening address; port 0 takes a free one. Who calls before the app runs waits for it."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     # asyncio sends small answers at once only on sockets that say they are TCP; others wait 40 ms.
     server = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
@@ -186,6 +187,7 @@ def bind(host: str, port: int) -> socket.socket:
         server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         server.bind((host, port))
+        server.listen(BACKLOG)
     except (OSError, OverflowError) as error:
         server.close()
         raise CourseError(

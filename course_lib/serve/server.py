@@ -41,7 +41,6 @@ def serve(
     app = create_app(folder, key)
     raise_file_limit()
     listener = bind(host, port)
-    listener.listen(2048)  # from here on callers wait; who reads the URL below is never refused
     url = f"http://{url_host(host)}:{listener.getsockname()[1]}"
     say(f"OPENAI_BASE_URL={url}/v1")
     say(f"OPENAI_API_KEY={key if not given else '(the one you gave)'}")

@@ -83,15 +83,18 @@ class Attention:
 
     def mask(self, bucket: Bucket) -> Tensor | None:
         """0 or minus infinity for each pair of query and key; None: causal attention is enough."""
+        (rows, own), before = bucket.queries.shape, bucket.borrowed.shape[1]
+        if not before and not self.short(bucket):
+            return None
+        hidden = np.triu(np.ones((own, before + own), dtype=bool), before + 1)  # the future
+        hidden = np.repeat(hidden[None], rows, axis=0)
+        hidden[:, :, :before] |= ~bucket.borrowed[:, None]
+        mask = torch.zeros(hidden.shape).masked_fill_(torch.from_numpy(hidden), float("-inf"))
+        mask = mask.to(self.device).unsqueeze(1)  # (S, 1, C, L)
         if not self.short(bucket):
-            return bucket.mask
-        mask = bucket.mask
-        if mask is None:
-            own = bucket.keys.shape[1]
-            future = torch.full((own, own), float("-inf"), device=self.device).triu_(1)
-            mask = future.expand(bucket.rows, 1, own, own)
+            return mask
         mask = mask.unsqueeze(1).expand(-1, self.kv_heads, self.heads // self.kv_heads, -1, -1)
-        return mask.reshape(bucket.rows * self.kv_heads, -1, mask.shape[-1])
+        return mask.reshape(rows * self.kv_heads, -1, before + own)
 
     def __call__(self, qkv: Tensor, tape: list | None = None) -> Tensor:
         """qkv (T, n, D) -> the mixed values (T, heads D); the tape gets what `backward` needs."""

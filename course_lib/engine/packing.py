@@ -46,7 +46,6 @@ class Bucket:
     keys: np.ndarray  # (S, L): those that they may see, P of a beginning and C of their own
     real: np.ndarray  # (S, C): which queries are no padding
     borrowed: np.ndarray  # (S, P): which keys belong to a shared beginning
-    mask: Tensor | None  # (S, 1, C, L): 0 or -inf; None where plain causal attention is enough
 
     @property
     def rows(self) -> int:
@@ -114,7 +113,7 @@ def pack(rows: list[np.ndarray], device: torch.device) -> Packed:
         put([segment.tokens for segment in segments], device),
         put([segment.offset + np.arange(len(segment.tokens)) for segment in segments], device),
         put(source, device),
-        [side_by_side(bucket, device) for bucket in bucketed(segments)],
+        [side_by_side(bucket) for bucket in bucketed(segments)],
     )
 
 
@@ -133,7 +132,7 @@ def bucketed(segments: list[Segment]) -> list[list[Segment]]:
     return buckets
 
 
-def side_by_side(segments: list[Segment], device: torch.device) -> Bucket:
+def side_by_side(segments: list[Segment]) -> Bucket:
     """The segments of a bucket, each in a row of its own."""
     lengths = np.array([[len(segment.tokens)] for segment in segments])
     offsets = np.array([[segment.offset] for segment in segments])
@@ -147,11 +146,4 @@ def side_by_side(segments: list[Segment], device: torch.device) -> Bucket:
     keys[:, before:] = queries
     real = np.arange(own) < lengths
     borrowed = np.arange(before) >= before - offsets
-    mask = None
-    if before:
-        hidden = np.triu(np.ones((own, before + own), dtype=bool), before + 1)  # the future
-        hidden = np.repeat(hidden[None], len(segments), axis=0)
-        hidden[:, :, :before] |= ~borrowed[:, None]
-        mask = torch.zeros(hidden.shape).masked_fill_(torch.from_numpy(hidden), float("-inf"))
-        mask = mask.unsqueeze(1).to(device)
-    return Bucket(queries, keys, real, borrowed, mask)
+    return Bucket(queries, keys, real, borrowed)

@@ -138,10 +138,11 @@ class Worker:
                     self._wake.wait(min(0.5, self._limits.gap_s) if held else 60)
                 if self._stopping:
                     return
-                spare = () if self._has_work() or self._spare is None else (self._spare,)
+                if self._spare is not None and not self._has_work():
+                    self._errands.append(self._spare)
                 errands, self._errands, self._spare = list(self._errands), deque(), None
                 job = self._next_job()
-            for work in (*errands, *spare):
+            for work in errands:
                 tried(work)
             started = time.monotonic()
             if job is not None:

@@ -144,13 +144,13 @@ def single_lines(rows: dict[str, Any]) -> list[str]:
     """What is not a duel: value, spread, target."""
     lines = ["| what | value | spread | target |", "| --- | --- | --- | --- |"]
 
-    def line(what: str, values: list[float], target: float, note: str = "") -> None:
+    def line(what: str, values: list[float], target: float | None, note: str = "") -> None:
         spread = f"{milliseconds(min(values))} to {milliseconds(max(values))} ({len(values)})"
-        verdict = "met" if median(values) <= target else "missed"
-        lines.append(
-            f"| {what}{note} | {milliseconds(median(values))} | {spread} "
-            f"| <= {milliseconds(target)}: {verdict} |"
-        )
+        verdict = ""
+        if target is not None:
+            met = median(values) <= target
+            verdict = f"<= {milliseconds(target)}: {'met' if met else 'missed'} "
+        lines.append(f"| {what}{note} | {milliseconds(median(values))} | {spread} | {verdict}|")
 
     if found := rows.get("first_token"):
         peer = milliseconds(median(found["sides"]["transformers"]["rounds_s"]))
@@ -161,13 +161,7 @@ def single_lines(rows: dict[str, Any]) -> list[str]:
     if found := rows.get("sdk"):
         line("cost of SDK and HTTP on an SFT step", found["cost_s"], 0.010)
     for name, side in rows.get("idle", {}).get("sides", {}).items():
-        values = side["rounds_s"]
-        spread = f"{milliseconds(min(values))} to {milliseconds(max(values))} ({len(values)})"
-        title = DUELS[name].title
-        lines.append(
-            f"| an engine that computes nothing: {title} | {milliseconds(median(values))} "
-            f"| {spread} | |"
-        )
+        line(f"an engine that computes nothing: {DUELS[name].title}", side["rounds_s"], None)
     if found := rows.get("growth"):
         lines.append(
             f"| step time grows with tokens^n, rows of 64 to 1,023 tokens: n | "

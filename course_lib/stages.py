@@ -61,12 +61,20 @@ class StageJudge:
         return summary
 
     def win_rate(self, name: str, other: str, judge: Judge) -> float:
-        """How often stage `name` beats stage `other` on the held-out problems, at temperature 1."""
+        """How often stage `name` beats stage `other` on the held-out problems, at temperature 1.
+
+        Read from the run's folder, too, if an earlier process let the judge decide.
+        """
+        file = self.out / "evaluations" / f"{name}-{other}.txt"
+        if file.exists():
+            return float(file.read_text(encoding="utf-8"))
         texts, others = (
             [record["completions"][0] for record in _sampled(self.out, each)]
             for each in (name, other)
         )
-        return win_rate(judge, self._problems(), texts, others)
+        rate = win_rate(judge, self._problems(), texts, others)
+        write_whole(file, repr(rate))
+        return rate
 
     def _problems(self) -> list[Problem]:
         return self.data.environment.heldout(self.config.eval_problems, 0)  # whatever the seed

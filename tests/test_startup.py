@@ -42,3 +42,20 @@ def test_connecting_leaves_the_packages_out_of_later_collections():
         "assert gc.isenabled() and frozen > 5 * tracked, (frozen, tracked)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=100)
+
+
+def test_the_sdk_talks_on_a_fast_event_loop_and_other_loops_stay_as_they_are():
+    code = (
+        "import asyncio, sys; from course_lib import connect\n"
+        "before = asyncio.get_event_loop_policy()\n"
+        "service = connect('embedded', quiet=True)\n"
+        "loop = service.holder.get_loop()\n"
+        "assert type(loop).__module__.startswith('uvloop') or sys.platform == 'win32', loop\n"
+        "assert asyncio.get_event_loop_policy() is before\n"
+        "assert asyncio.run(asyncio.sleep(0, 7)) == 7\n"
+        "service.close('success').result()\n"
+        "try: service.holder\n"
+        "except RuntimeError as error: assert 'closed' in str(error)\n"
+        "else: raise AssertionError('a closed client connects')"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=100)

@@ -14,11 +14,14 @@ from typing import TYPE_CHECKING
 import tinker
 
 from course_lib.client.choice import Choice, choose, setting
+from course_lib.client.loops import fast_loops
 from course_lib.client.probe import bypass_proxies, is_loopback, probe
 from course_lib.client.tokenizers import teach
 from course_lib.errors import CourseError
 
 if TYPE_CHECKING:
+    from tinker.lib.internal_client_holder import InternalClientHolder
+
     from course_lib.engine import Engine
 
 BASE_NAME = "course/base"
@@ -45,6 +48,15 @@ class CourseService(tinker.ServiceClient):
         self.models = models  # the SDK names that can be trained there
         self.engine = engine
         self._chosen_model = base_model
+        self._connected = False
+
+    @property
+    def holder(self) -> InternalClientHolder:
+        """The SDK's connection; making the first one also starts the event loop of all."""
+        with contextlib.nullcontext() if self._connected else fast_loops():
+            holder = super().holder
+        self._connected = True
+        return holder
 
     @property
     def base_model(self) -> str:

@@ -15,6 +15,7 @@ from starlette.applications import Starlette
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
 from course_lib.engine import handlers, listing
 from course_lib.engine.access import Access, Door
@@ -27,6 +28,7 @@ from course_lib.engine.wire import Reply, json_reply
 
 log = logging.getLogger(__name__)
 Handler = Callable[[Call], Awaitable[Any]]
+Endpoint = Callable[[Request], Awaitable[Response]]
 
 # What the SDK is told to do. Each sample in flight holds two sockets of this one process, one at
 # either end, so their number stays below what a system allows (256 files on macOS).
@@ -85,15 +87,34 @@ ROUTES: list[tuple[str, str, Handler]] = [
 def create_app(rooms: Rooms, access: Access, client_config: dict[str, Any] | None = None) -> Door:
     """The ASGI app: the door, then the routes."""
     settings = Settings(access, CLIENT_CONFIG | (client_config or {}))
-    routes = [
-        Route(f"/api/v1/{path}", endpoint(handler, rooms, settings), methods=[method])
+    endpoints = {
+        (method, f"/api/v1/{path}"): endpoint(handler, rooms, settings)
         for method, path, handler in ROUTES
-    ]
-    app = Starlette(routes=routes, exception_handlers={404: no_route, 405: no_route})
-    return Door(app, access, rooms.limits)
+    }
+    return Door(Routes(endpoints), access, rooms.limits)
 
 
-def endpoint(handler: Handler, rooms: Rooms, settings: Settings) -> Callable[..., Any]:
+class Routes:
+    """From method and path to endpoint. Starlette tries one pattern after the other, which takes
+    a third of a short request's time; a path without parameters is looked up instead."""
+
+    def __init__(self, endpoints: dict[tuple[str, str], Endpoint]) -> None:
+        self._endpoints = endpoints
+        self._patterns = Starlette(
+            routes=[Route(path, to, methods=[method]) for (method, path), to in endpoints.items()],
+            exception_handlers={404: no_route, 405: no_route},
+        )
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        respond = self._endpoints.get((scope["method"], scope["path"]))
+        if respond is None:
+            await self._patterns(scope, receive, send)
+        else:
+            response = await respond(Request(scope, receive))
+            await response(scope, receive, send)
+
+
+def endpoint(handler: Handler, rooms: Rooms, settings: Settings) -> Endpoint:
     """Turn what the handler returns or raises into a response."""
 
     @functools.wraps(handler)

@@ -45,6 +45,7 @@ class SampleQueue:
         self._lock = threading.Lock()
         self._waiting: OrderedDict[str, deque[SampleJob]] = OrderedDict()  # by learner
         self._waiting_samples = 0
+        self._last_call = 0.0
         self._decoding: list[SampleJob] = []
 
     def add(self, job: SampleJob) -> bool:
@@ -54,6 +55,7 @@ class SampleQueue:
                 return False
             self._waiting_samples += job.request.num_samples
             self._waiting.setdefault(job.learner, deque()).append(job)
+            self._last_call = time.monotonic()
         return True
 
     def __bool__(self) -> bool:
@@ -61,6 +63,8 @@ class SampleQueue:
 
     def decode(self, enough: Callable[[], bool]) -> None:
         """Decode until nothing is left or it is enough; new calls join between tokens."""
+        if self._waiting and not self._decoding:
+            self._gather()
         while True:
             self._admit()
             if not self._decoding:
@@ -87,6 +91,13 @@ class SampleQueue:
     def abandon_all(self, error: Exception) -> None:
         """After a mistake of our own: the calls in hand fail, the thread lives."""
         self.abandon(self._decoding, reply_for(error))
+
+    def _gather(self) -> None:
+        """Calls seldom come alone: a client's arrive a millisecond apart. Wait for a pause, so that
+        their prompts are computed together."""
+        pause, latest = self._limits.pause_s, time.monotonic() + self._limits.gather_s
+        while time.monotonic() < min(latest, self._last_call + pause):
+            time.sleep(pause / 3)
 
     def _admit(self) -> None:
         """Let waiting calls join the batch, one per learner in turn, while there is room."""

@@ -8,6 +8,7 @@ Legend: N tokens of one datum, K target columns.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 import numpy as np
@@ -110,7 +111,7 @@ def tensor_array(tensor: pb.Tensor, place: str, limits: Limits) -> np.ndarray:
     values = _widened(_numbers(tensor.dense, dtype, place), dtype)
     if not shape:
         return values
-    if min(shape) < 0 or int(np.prod(shape, dtype=object)) != values.size:
+    if min(shape) < 0 or math.prod(shape) != values.size:
         raise RequestError(f"{place}: {values.size} values do not fill the shape {shape[:8]}")
     return values.reshape(shape)
 

@@ -22,34 +22,41 @@ def check_train(request: TrainRequest, vocab_size: int, context_length: int) -> 
         raise RequestError(f"loss_fn {request.loss_fn!r} is not here; there is {', '.join(LOSSES)}")
     if not request.data:
         raise RequestError("data is empty; give at least one datum")
+    wanted = ("target_tokens", *LOSS_INPUTS[request.loss_fn])
     for index, datum in enumerate(request.data):
-        place = f"data[{index}]"
-        check_tokens(datum.tokens, f"{place}.model_input", vocab_size)
-        if len(datum.tokens) > context_length:
-            finding = f"{len(datum.tokens)} tokens; the model's context window is {context_length}"
-            raise RequestError(f"{place}.model_input has {finding}")
-        check_loss_inputs(datum, request.loss_fn, f"{place}.loss_fn_inputs", vocab_size)
+        try:
+            check_datum(datum, request.loss_fn, wanted, vocab_size, context_length)
+        except RequestError as error:
+            raise RequestError(f"data[{index}].{error}") from None
 
 
-def check_loss_inputs(datum: TrainDatum, loss_fn: str, place: str, vocab_size: int) -> None:
-    """Refuse loss inputs that are missing, unused, misshapen, not finite or no tokens."""
-    wanted = ("target_tokens", *LOSS_INPUTS[loss_fn])
+def check_datum(
+    datum: TrainDatum, loss_fn: str, wanted: tuple[str, ...], vocab_size: int, context_length: int
+) -> None:
+    """Refuse tokens that are too many or none at all, and loss inputs that are missing, unused,
+    misshapen, not finite or no tokens."""
+    check_tokens(datum.tokens, "model_input", vocab_size)
+    length = len(datum.tokens)
+    if length > context_length:
+        finding = f"{length} tokens; the model's context window is {context_length}"
+        raise RequestError(f"model_input has {finding}")
+    inputs, place = datum.loss_fn_inputs, "loss_fn_inputs"
     for name in wanted:
-        if name not in datum.loss_fn_inputs:
+        if name not in inputs:
             raise RequestError(f"{place} lacks {name!r}; {loss_fn} takes {', '.join(wanted)}")
-    for name in datum.loss_fn_inputs:
+    for name in inputs:
         if name not in wanted:
             raise RequestError(
                 f"{place}[{name!r}] is not used by {loss_fn}, which takes {', '.join(wanted)}"
             )
-    check_tokens(datum.loss_fn_inputs["target_tokens"], f"{place}['target_tokens']", vocab_size)
-    shape = datum.loss_fn_inputs["target_tokens"].shape
-    length = len(datum.tokens)
+    targets = inputs["target_tokens"]
+    check_tokens(targets, "loss_fn_inputs['target_tokens']", vocab_size)
+    shape = targets.shape
     if shape[0] != length or len(shape) > (2 if loss_fn == "cross_entropy" else 1):
         expected = f"({length},) or ({length}, K)" if loss_fn == "cross_entropy" else f"({length},)"
         raise RequestError(f"{place}['target_tokens'] has shape {shape}; it must be {expected}")
-    for name in LOSS_INPUTS[loss_fn]:
-        values = datum.loss_fn_inputs[name]
+    for name in wanted[1:]:
+        values = inputs[name]
         if values.shape != shape:
             raise RequestError(f"{place}[{name!r}] has shape {values.shape}; it must be {shape}")
         if not np.isfinite(values).all():
@@ -60,7 +67,7 @@ def check_tokens(tokens: np.ndarray, place: str, vocab_size: int) -> None:
     """Refuse an empty sequence, anything but whole numbers, and numbers that are no token."""
     if tokens.size == 0:
         raise RequestError(f"{place} is empty; give at least one token")
-    if not np.issubdtype(tokens.dtype, np.integer):
+    if tokens.dtype.kind != "i":
         raise RequestError(f"{place} is {tokens.dtype}; tokens are whole numbers")
     low, high = int(tokens.min()), int(tokens.max())
     if low < 0 or high >= vocab_size:

@@ -56,17 +56,36 @@ def test_large_work_takes_all_that_torch_may_use(timed: dict[int, float]):
 
 
 @pytest.mark.usefixtures("two_allowed")
-def test_the_cores_are_asked_again_after_a_second(
+def test_a_yes_holds_for_a_second_and_a_no_for_a_moment(
     timed: dict[int, float], monkeypatch: pytest.MonkeyPatch
 ):
     now = 100.0
     monkeypatch.setattr(cores.time, "monotonic", lambda: now)
     assert cores_answer()
     timed[2] = 60e-6
-    now += 0.9 * cores.ASK_AGAIN_S
+    now += 0.9
     assert cores_answer()
-    now += 0.2 * cores.ASK_AGAIN_S
+    now += 0.2
     assert not cores_answer()
+    timed[2] = 10e-6
+    now += 0.05
+    assert not cores_answer()
+    now += 0.06
+    assert cores_answer()
+
+
+@pytest.mark.usefixtures("two_allowed")
+def test_waiting_for_pythons_lock_is_not_taken_for_slow_cores(monkeypatch: pytest.MonkeyPatch):
+    waits = iter([0.0, 5e-3, 0.0, 22e-6, *[0.0, 5e-3] * 5])  # one of seven undisturbed
+    clock = 0.0
+
+    def tick() -> float:
+        nonlocal clock
+        clock += next(waits)
+        return clock
+
+    monkeypatch.setattr(cores.time, "perf_counter", tick)
+    assert cores.short_operation_s() == pytest.approx(22e-6)
 
 
 @pytest.mark.usefixtures("two_allowed")

@@ -13,7 +13,6 @@ the gradient of 32 short rows 50 against 29; when helpers slept, the second core
 
 from __future__ import annotations
 
-import statistics
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -25,7 +24,7 @@ import torch
 Result = TypeVar("Result")
 
 LARGE = 1e9  # parameters x tokens of a forward pass from which on all cores pay in any case
-ASK_AGAIN_S = 1.0
+ASK_AGAIN_S = {True: 1.0, False: 0.1}  # a no may have been a moment's: the SDK computes, too
 ASKED_WITH = 65_536  # exponentials: two of the pieces that torch cuts such work into
 ASKED_TIMES = 7
 
@@ -47,7 +46,7 @@ def cores_for(parameters: int, tokens: int) -> Iterator[None]:
 
 
 def cores_answer() -> bool:
-    """Is a short operation faster on all cores than on one? Asked again after a second."""
+    """Is a short operation faster on all cores than on one? Asked again after a while."""
     now = time.monotonic()
     if now >= getattr(_asked, "until", 0.0):
         allowed = torch.get_num_threads()
@@ -57,21 +56,22 @@ def cores_answer() -> bool:
             _asked.answer = on_all < short_operation_s()
         finally:
             torch.set_num_threads(allowed)
-        _asked.until = now + ASK_AGAIN_S
+        _asked.until = now + ASK_AGAIN_S[_asked.answer]
     return _asked.answer
 
 
 def short_operation_s() -> float:
-    """Median seconds of an operation that is just long enough to be shared.
+    """Least seconds of an operation that is just long enough to be shared.
 
-    On two cores: 42 microseconds on one, 26 on both, 57 on both when the second was asleep.
+    On two cores: 42 microseconds on one, 26 on both, 57 on both when the second was asleep. The
+    least, since the others also wait for Python's lock: milliseconds where the SDK is busy.
     """
     numbers, results, times = torch.zeros(ASKED_WITH), torch.empty(ASKED_WITH), []
     for _ in range(ASKED_TIMES):
         began = time.perf_counter()
         torch.exp(numbers, out=results)
         times.append(time.perf_counter() - began)
-    return statistics.median(times)
+    return min(times)
 
 
 def apart(function: Callable[..., Result], *args: object) -> Result:

@@ -179,6 +179,28 @@ def test_a_sample_that_comes_later_joins_the_batch(bench: Bench):
     assert sampler.batch_sizes[0] == 1 and 2 in sampler.batch_sizes
 
 
+def test_samples_that_come_in_one_breath_begin_together():
+    bench, sampler = Bench(Limits(pause_s=0.2, gather_s=30)), FakeSampler(FakeBase())
+    bench.worker.start()
+    jobs = []
+    for _ in range(3):
+        time.sleep(0.02)
+        jobs.append(bench.sample(sampler))
+    for job in jobs:
+        assert job is not None and bench.result(job.pending.request_id) == "done"
+    assert sampler.batch_sizes == [3, 3]
+    bench.worker.stop()
+
+
+def test_samples_that_never_pause_are_not_waited_for_for_ever():
+    bench, sampler = Bench(Limits(pause_s=30, gather_s=0.1)), FakeSampler(FakeBase())
+    bench.worker.start()
+    job = bench.sample(sampler)
+    assert job is not None
+    assert bench.result(job.pending.request_id) == "done"
+    bench.worker.stop()
+
+
 def test_one_learners_many_samples_do_not_hold_up_anothers_one(bench: Bench):
     sampler = FakeSampler(FakeBase(), step_s=0.005)
     many = [bench.sample(sampler, "greedy", max_tokens=10) for _ in range(19)]

@@ -95,9 +95,9 @@ class SampleQueue:
     def _gather(self) -> None:
         """Calls seldom come alone: a client's arrive a millisecond apart. Wait for a pause, so that
         their prompts are computed together."""
-        pause, latest = self._limits.pause_s, time.monotonic() + self._limits.gather_s
-        while time.monotonic() < min(latest, self._last_call + pause):
-            time.sleep(pause / 3)
+        latest = time.monotonic() + self._limits.gather_s
+        while (left := min(latest, self._last_call + self._limits.pause_s) - time.monotonic()) > 0:
+            time.sleep(left)
 
     def _admit(self) -> None:
         """Let waiting calls join the batch, one per learner in turn, while there is room."""

@@ -67,7 +67,7 @@ def check_tokens(tokens: np.ndarray, place: str, vocab_size: int) -> None:
     """Refuse an empty sequence, anything but whole numbers, and numbers that are no token."""
     if tokens.size == 0:
         raise RequestError(f"{place} is empty; give at least one token")
-    if tokens.dtype.kind != "i":
+    if tokens.dtype.kind not in "iu":
         raise RequestError(f"{place} is {tokens.dtype}; tokens are whole numbers")
     low, high = int(tokens.min()), int(tokens.max())
     if low < 0 or high >= vocab_size:

@@ -157,3 +157,12 @@ def test_a_taken_port_is_said_in_a_sentence(engine: Engine, tmp_path: Path):
     port = engine.socket.getsockname()[1]
     with pytest.raises(CourseError, match=f"--port {port}"):
         fake_engine(tmp_path, port=port)
+
+
+def test_a_name_in_braces_is_a_name_like_any_other(engine: Engine):
+    """Routes without parameters are looked up by their path; those with some must not be."""
+    url, headers = f"{engine.url}/api/v1/training_runs/%7Brun%7D", {"X-API-Key": engine.api_key}
+    answer = httpx.get(url, headers=headers)
+    other = httpx.get(url.replace("run%7D", "name%7D"), headers=headers)
+    assert answer.status_code == other.status_code
+    assert answer.text.replace("{run}", "{name}") == other.text

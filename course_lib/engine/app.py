@@ -99,14 +99,14 @@ class Routes:
     a third of a short request's time; a path without parameters is looked up instead."""
 
     def __init__(self, endpoints: dict[tuple[str, str], Endpoint]) -> None:
-        self._endpoints = endpoints
+        self._looked_up = {key: to for key, to in endpoints.items() if "{" not in key[1]}
         self._patterns = Starlette(
             routes=[Route(path, to, methods=[method]) for (method, path), to in endpoints.items()],
             exception_handlers={404: no_route, 405: no_route},
         )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        respond = self._endpoints.get((scope["method"], scope["path"]))
+        respond = self._looked_up.get((scope["method"], scope["path"]))
         if respond is None:
             await self._patterns(scope, receive, send)
         else:

@@ -166,6 +166,7 @@ def test_compute_logprobs_begins_with_none(desk: Desk):
 
 def test_sixty_samples_at_once_are_decoded_together(desk: Desk):
     client = desk.service.create_sampling_client(base_model="course/base").result(WAIT_S)
+    sampled(client)
     sampler = desk.compute.samplers[0]
     sampler.step_s = 0.01
     params = types.SamplingParams(max_tokens=20)

@@ -179,16 +179,33 @@ def test_a_sample_that_comes_later_joins_the_batch(bench: Bench):
     assert sampler.batch_sizes[0] == 1 and 2 in sampler.batch_sizes
 
 
-def test_samples_that_come_in_one_breath_begin_together():
+def test_samples_begin_together_when_all_have_come_and_are_asked_for():
     bench, sampler = Bench(Limits(pause_s=0.2, gather_s=30)), FakeSampler(FakeBase())
     bench.worker.start()
     jobs = []
     for _ in range(3):
         time.sleep(0.02)
         jobs.append(bench.sample(sampler))
+        jobs[-1].pending.asked.set()
     for job in jobs:
         assert job is not None and bench.result(job.pending.request_id) == "done"
     assert sampler.batch_sizes == [3, 3]
+
+    waiting = bench.sample(sampler)
+    assert waiting is not None
+    with pytest.raises(TimeoutError):
+        bench.result(waiting.pending.request_id, timeout_s=0.5)
+    waiting.pending.asked.set()
+    assert bench.result(waiting.pending.request_id) == "done"
+    bench.worker.stop()
+
+
+def test_samples_that_nobody_asks_for_begin_all_the_same():
+    bench, sampler = Bench(Limits(gather_s=0.1)), FakeSampler(FakeBase())
+    bench.worker.start()
+    job = bench.sample(sampler)
+    assert job is not None
+    assert bench.result(job.pending.request_id) == "done"
     bench.worker.stop()
 
 
@@ -197,6 +214,28 @@ def test_samples_that_never_pause_are_not_waited_for_for_ever():
     bench.worker.start()
     job = bench.sample(sampler)
     assert job is not None
+    job.pending.asked.set()
+    assert bench.result(job.pending.request_id) == "done"
+    bench.worker.stop()
+
+
+def test_samples_of_a_client_that_polls_for_all_count_as_asked_for():
+    bench = Bench()
+    first = bench.futures.open("me", ("session", 0))
+    other = bench.futures.open("me", ("session", 1))
+    bench.futures.waiter(("session", 0))
+    second = bench.futures.open("me", ("session", 0))
+    assert first.asked.is_set() and second.asked.is_set() and not other.asked.is_set()
+
+
+def test_training_that_waits_is_not_held_up_for_samples_nobody_asks_for():
+    bench, sampler = Bench(Limits(gather_s=30)), FakeSampler(FakeBase())
+    bench.worker.open_line("a", "learner-1")
+    ids = [bench.send("a", seq) for seq in range(3)]
+    job = bench.sample(sampler)
+    assert job is not None
+    bench.worker.start()
+    assert [bench.result(i) for i in ids] == ["a0", "a1", "a2"]
     assert bench.result(job.pending.request_id) == "done"
     bench.worker.stop()
 

@@ -89,25 +89,27 @@ class Door:
     async def __call__(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
         if scope["type"] != "http":
             return
-        headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
-        status, sentence = self._refusal(scope, headers)
+        status, sentence = self._refusal(scope, dict(scope["headers"]))
         if status:
             await _send(send, status, sentence)
         else:
             await self._app(scope, receive, send)
 
-    def _refusal(self, scope: dict[str, Any], headers: dict[bytes, str]) -> tuple[int, str]:
+    def _refusal(self, scope: dict[str, Any], headers: dict[bytes, bytes]) -> tuple[int, str]:
+        def text(name: bytes, default: str) -> str:
+            return headers[name].decode("latin-1") if name in headers else default
+
         try:
-            if not self._access.knows_host(headers.get(b"host", "")):
+            if not self._access.knows_host(text(b"host", "")):
                 return 403, "This Host is not the engine's; call it as 127.0.0.1"
         except ValueError:
             return 403, "The Host header cannot be read"
-        if b"origin" in headers or headers.get(b"sec-fetch-site", "none") != "none":
+        if b"origin" in headers or text(b"sec-fetch-site", "none") != "none":
             return 403, "Requests from browser pages are refused"
-        length = headers.get(b"content-length", "0")
+        length = text(b"content-length", "0")
         if not length.isdecimal() or int(length) > self._limits.body_bytes:
             return 413, f"The body is larger than {self._limits.body_bytes} bytes"
-        owner = self._access.owner_of(headers.get(b"x-api-key", ""))
+        owner = self._access.owner_of(text(b"x-api-key", ""))
         if owner is None and not scope["path"].startswith(OPEN_PATHS):
             return 401, "The key in X-API-Key is unknown to this engine"
         scope["owner"] = owner or ""

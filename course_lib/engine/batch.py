@@ -47,6 +47,7 @@ class SampleQueue:
         self._waiting_samples = 0
         self._last_call = 0.0
         self._decoding: list[SampleJob] = []
+        self._finished: list[SampleJob] = []  # of them; their results are not encoded yet
 
     def add(self, job: SampleJob) -> bool:
         """Queue a call; False when so many wait that the client should come back later."""
@@ -61,9 +62,10 @@ class SampleQueue:
     def __bool__(self) -> bool:
         return bool(self._waiting or self._decoding)
 
-    def decode(self, enough: Callable[[], bool]) -> None:
-        """Decode until nothing is left or it is enough; new calls join between tokens."""
-        if self._waiting and not self._decoding:
+    def decode(self, enough: Callable[[], bool], patient: bool) -> None:
+        """Decode until nothing is left or it is enough; new calls join between tokens. With nothing
+        else to do, the first calls may be waited for (`patient`)."""
+        if patient and self._waiting and not self._decoding:
             self._gather()
         while True:
             self._admit()
@@ -93,10 +95,17 @@ class SampleQueue:
         self.abandon(self._decoding, reply_for(error))
 
     def _gather(self) -> None:
-        """Calls seldom come alone: a client's arrive a millisecond apart. Wait for a pause, so that
-        their prompts are computed together."""
+        """Calls seldom come alone. Wait until the client has sent them all and asks for the
+        answers: their prompts are computed together then, and do not compete with its work."""
         latest = time.monotonic() + self._limits.gather_s
-        while (left := min(latest, self._last_call + self._limits.pause_s) - time.monotonic()) > 0:
+        while True:
+            with self._lock:
+                jobs = [job for queue in self._waiting.values() for job in queue]
+            for job in reversed(jobs):  # the newest is asked for last: mostly a single wait
+                job.pending.asked.wait(max(0.0, latest - time.monotonic()))
+            left = min(latest, self._last_call + self._limits.pause_s) - time.monotonic()
+            if left <= 0:
+                return
             time.sleep(left)
 
     def _admit(self) -> None:
@@ -126,6 +135,7 @@ class SampleQueue:
             self._futures.settle(job.pending, reply_for(error))
         else:
             self._decoding.append(job)
+            job.ticket.add_done_callback(lambda _: self._finished.append(job))
 
     def _step(self, sampler: Any) -> None:
         try:
@@ -137,13 +147,16 @@ class SampleQueue:
 
     def _collect(self) -> None:
         """Answer the calls whose sequences are all finished."""
-        for job in [job for job in self._decoding if job.ticket.done()]:
+        if not self._finished:
+            return
+        finished, self._finished = self._finished, []
+        for job in [job for job in finished if not job.pending.reply.done()]:  # not abandoned
             self._trace.add(f"{job.learner}:sample", "sample", job.accepted_at)
-            self._futures.settle(job.pending, answer(partial(finished, job)))
+            self._futures.settle(job.pending, answer(partial(encoded, job)))
         self._decoding = [job for job in self._decoding if not job.pending.reply.done()]
 
 
-def finished(job: SampleJob) -> Reply:
+def encoded(job: SampleJob) -> Reply:
     """The encoded result of a call whose ticket is done."""
     try:
         return job.encode(job.ticket.result())

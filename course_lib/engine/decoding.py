@@ -153,22 +153,22 @@ class Batch:
         self._settings = None
 
     @torch.inference_mode()
-    def step(self) -> None:
-        """One token for every row; rows that end leave the batch."""
+    def step(self) -> bool:
+        """One token for every row; rows that end leave the batch. Did any?"""
         if self._settings is None:
             self._settings = Settings(self.rows, self.forward.device)
         tokens = self._last.unsqueeze(-1)
         logits = self.forward(self.weights, tokens, self._settings.start, self.cache)
         self._last = draw(logits, self.rows, self._settings)
-        self.drop_ended()
+        return self.drop_ended()
 
     @torch.inference_mode()
-    def drop_ended(self) -> None:
+    def drop_ended(self) -> bool:
         """Fill the places of ended rows with the last ones; forget columns nobody looks at."""
         alive = [index for index, row in enumerate(self.rows) if not row.stop_reason]
         count = len(alive)
         if count == len(self.rows):
-            return
+            return False
         holes = [index for index in range(count) if self.rows[index].stop_reason]
         tails = [index for index in alive if index >= count]
         order = list(range(count))
@@ -187,3 +187,4 @@ class Batch:
                 layer.trim(unseen)
         for row in self.rows if trims else ():
             row.start -= unseen
+        return True

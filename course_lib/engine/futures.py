@@ -25,6 +25,7 @@ class Pending:
         self.owner = owner
         self.stream = stream  # (sampling session, clone): samples are also reported in bulk
         self.reply: Future[Reply] = Future()
+        self.asked = threading.Event()  # somebody waits for the reply
         self.cancelled = False
         self.delivered_at = 0.0
 
@@ -36,6 +37,7 @@ class Stream:
         self.cursor = 0
         self.finished: deque[tuple[int, str, bool, int]] = deque(maxlen=20_000)
         self.waiters: list[Future[None]] = []
+        self.polled = False  # every request of this client counts as asked for
 
     def after(self, cursor: int) -> list[tuple[int, str, bool, int]]:
         """(cursor, request id, failed, bytes) of what finished later; older ones go."""
@@ -60,6 +62,8 @@ class FutureTable:
         pending = Pending(owner, stream)
         with self._lock:
             self._table[pending.request_id] = pending
+            if stream in self._streams and self._streams[stream].polled:
+                pending.asked.set()
         return pending
 
     def discard(self, pending: Pending) -> None:
@@ -121,7 +125,13 @@ class FutureTable:
         """A future that is done when a request of this sampling client finishes."""
         waiter: Future[None] = Future()
         with self._lock:
-            self._streams.setdefault(stream, Stream()).waiters.append(waiter)
+            its = self._streams.setdefault(stream, Stream())
+            its.waiters.append(waiter)
+            if not its.polled:
+                its.polled = True
+                for pending in self._table.values():
+                    if pending.stream == stream:
+                        pending.asked.set()
         return waiter
 
     def release(self, stream: tuple[str, int], waiter: Future[None]) -> None:

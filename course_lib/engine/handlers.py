@@ -203,6 +203,7 @@ async def retrieve_future(call: Call) -> Any:
     pending = futures.find(message.request_id, call.owner)
     if pending is None:
         return refusal(410, "The result is gone: fetched long ago, or never asked for here")
+    pending.asked.set()
     await asyncio.wait([asyncio.wrap_future(pending.reply)], timeout=call.rooms.limits.hold_s)
     if not pending.reply.done():
         again = {"type": "try_again", "request_id": pending.request_id, "queue_state": "active"}

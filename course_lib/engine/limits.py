@@ -31,5 +31,6 @@ class Limits:
     silent_s: float = 3600.0  # a session without a heartbeat for this long has ended
     metadata_bytes: int = 64 * 1024  # one user_metadata mapping
     sample_slice_s: float = 0.05  # least time for sampling between two training requests
-    pause_s: float = 0.0015  # sample calls that follow each other faster begin together,
-    gather_s: float = 0.015  # unless the first would have to wait for longer than this
+    # Sample calls begin together when all are asked for and the last one is this long ago,
+    pause_s: float = 0.0015
+    gather_s: float = 0.06  # unless the first would have to wait for longer than this

@@ -90,19 +90,20 @@ class Sampler:
     def step(self) -> bool:
         """Admit what fits, then draw a token for each row of one batch; False when all is done."""
         self._drop_cancelled()
-        self._admit()
+        some_ended = self._admit()  # a first token may be the last
         if self._batches:
             key, batch = self._batches.popitem(last=False)  # batches take turns
             if batch.rows:
                 with cores_for(self.base.parameter_count, len(batch.rows)):
-                    batch.step()
+                    some_ended |= batch.step()
             if batch.rows:
                 self._batches[key] = batch
             elif not self.deterministic:
                 self._spare = batch.cache
-        for job in [job for job in self._running if job.ended]:
-            job.finish()
-        self._running = [job for job in self._running if not job.ended]
+        if some_ended:
+            for job in [job for job in self._running if job.ended]:
+                job.finish()
+            self._running = [job for job in self._running if not job.future.done()]
         return bool(self._batches or self._waiting)
 
     def run_until_idle(self) -> None:
@@ -128,8 +129,10 @@ class Sampler:
                 self._waiting.remove(job)
             self._running = [other for other in self._running if other is not job]
 
-    def _admit(self) -> None:
-        """Move waiting rows into batches, oldest first, as far as rows and prompt tokens allow."""
+    def _admit(self) -> bool:
+        """Move waiting rows into batches, oldest first, as far as rows and prompt tokens allow. Did
+        any move?"""
+        admitted = False
         room = self.max_rows - sum(len(batch.rows) for batch in self._batches.values())
         while self._waiting:
             group: list[tuple[Job, list[Row]]] = []  # prompts to compute together
@@ -150,8 +153,10 @@ class Sampler:
                 if job not in self._running:
                     self._running.append(job)
             if not group:
-                return
+                break
             self._prefill(group)
+            admitted = True
+        return admitted
 
     def _joins(self, job: Job, group: list[tuple[Job, list[Row]]]) -> bool:
         """May this request's prompt be computed together with the group's?"""

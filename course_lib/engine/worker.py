@@ -147,9 +147,10 @@ class Worker:
             started = time.monotonic()
             if job is not None:
                 self._run(job)
-            self._decode(max(time.monotonic() - started, self._limits.sample_slice_s))
+            seconds = max(time.monotonic() - started, self._limits.sample_slice_s)
+            self._decode(seconds, patient=job is None)
 
-    def _decode(self, seconds: float) -> None:
+    def _decode(self, seconds: float, patient: bool) -> None:
         """Sample for a while; without training that waits, until nothing is left to sample."""
         deadline = time.monotonic() + seconds
 
@@ -160,7 +161,7 @@ class Worker:
                 return time.monotonic() >= deadline and bool(self._ready_lines())
 
         try:
-            self._samples.decode(enough)
+            self._samples.decode(enough, patient)
         except Exception as error:
             self._samples.abandon_all(error)
 

@@ -6,7 +6,6 @@ result stays for a minute, because the reply that carried it may have been lost.
 
 from __future__ import annotations
 
-import secrets
 import threading
 import time
 from collections import OrderedDict, deque
@@ -14,6 +13,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 
 from course_lib.engine.limits import Limits
+from course_lib.engine.randomness import random_bits
 from course_lib.engine.wire import Reply
 
 
@@ -21,7 +21,7 @@ class Pending:
     """One accepted request: `reply` is a future of the finished bytes."""
 
     def __init__(self, owner: str, stream: tuple[str, int] | None = None) -> None:
-        self.request_id = secrets.token_hex(16)
+        self.request_id = f"{random_bits(128):032x}"
         self.owner = owner
         self.stream = stream  # (sampling session, clone): samples are also reported in bulk
         self.reply: Future[Reply] = Future()

@@ -13,7 +13,6 @@ still depends on its seed alone.
 
 from __future__ import annotations
 
-import secrets
 from collections import OrderedDict, deque
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -27,6 +26,7 @@ from course_lib.engine.cores import cores_for
 from course_lib.engine.decoding import Batch, Row
 from course_lib.engine.model import BaseModel, SamplerWeights
 from course_lib.engine.prompts import asks_about_prompt, describe_prompt
+from course_lib.engine.randomness import random_bits
 from course_lib.engine.requests import SampleRequest, SampleResult
 from course_lib.engine.validation import check_sample
 
@@ -79,7 +79,7 @@ class Sampler:
     def submit(self, request: SampleRequest, weights: SamplerWeights) -> Future[SampleResult]:
         """Check a request and queue it; the future has its result once steps have made it."""
         check_sample(request, self.base.vocab_size, self.base.context_length)
-        seed = secrets.randbits(62) if request.seed is None else request.seed
+        seed = random_bits(62) if request.seed is None else request.seed
         limit = request.max_tokens or self.base.context_length - len(request.prompt)
         stops = stop_rule(request, self.base.tokenizer)
         rows = [Row(request, i, seed + i, limit, *stops) for i in range(request.num_samples)]

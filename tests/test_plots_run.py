@@ -13,6 +13,7 @@ from PIL import Image
 from course_lib.errors import CourseError
 from course_lib.plots import style
 from course_lib.plots.run import accuracy_figure, reward_figure, series, sft_loss_figure
+from course_lib.plots.words import span
 
 ROWS = [
     {"phase": "sft", "step": 1, "train/nll": 2.0},
@@ -151,3 +152,20 @@ def test_a_figure_leaves_matplotlibs_settings_as_they_were():
 
 def test_a_notebook_shows_a_figure_as_a_picture():
     assert sft_loss_figure(ROWS)._repr_png_().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ([5.125, 0.324], "from 5.12 to 0.324"),
+        ([-2.8e-08, 0.5, 1.93], "from 0 to 1.93"),  # what rounding left of a KL of zero
+        ([0.001, 1.93], "from 0.001 to 1.93"),
+        ([1e-8, 3e-8], "from 1e-08 to 3e-08"),
+        ([0.0, 0.0], "from 0 to 0"),
+        ([], "without values"),
+    ],
+)
+def test_a_description_says_where_a_curve_begins_and_ends_without_the_noise_of_rounding(
+    values: list[float], words: str
+):
+    assert span(values) == words

@@ -25,5 +25,12 @@ def description(figure: Figure) -> str:
 
 
 def span(values: list[float]) -> str:
-    """From where to where a list goes, in words: "from 5.1 to 0.32"."""
-    return f"from {values[0]:.3g} to {values[-1]:.3g}" if values else "without values"
+    """From where to where a list goes, in words: "from 5.1 to 0.32".
+
+    What cannot be told from zero in the drawing, a ten-thousandth of the list's reach, is called 0.
+    """
+    if not values:
+        return "without values"
+    least = 1e-4 * max(abs(value) for value in values)
+    first, last = (0.0 if abs(each) < least else each for each in (values[0], values[-1]))
+    return f"from {first:.3g} to {last:.3g}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import random
 import re
 
 import pytest
@@ -206,6 +207,80 @@ def test_wrong_batches_that_are_whole_and_repeatable_are_refused():
 
     assert "first row is row 0" in judge(exercise, from_one, {}).text
     assert "same rows are dropped" in judge(exercise, first_rows_only, {}).text
+
+
+def test_batches_that_lose_a_whole_one_or_hold_too_many_rows_are_told_so():
+    """`range(0, n - batch_size, ...)` passed: no case had a whole number of batches."""
+    exercise = find("03.2")
+    assert exercise is not None
+
+    def loses_the_last(n, batch_size, seed, epoch):
+        order = random.Random(f"{seed}/{epoch}").sample(range(n), n)
+        return [order[i : i + batch_size] for i in range(0, n - batch_size, batch_size)]
+
+    def dealt_like_cards(n, batch_size, seed, epoch):
+        order = random.Random(f"{seed}/{epoch}").sample(range(n), n)
+        return [order[i :: n // batch_size] for i in range(n // batch_size)]
+
+    def one_by_one(n, batch_size, seed, epoch):
+        yield from exercise.reference(n, batch_size, seed, epoch)
+
+    assert "whole batch is missing" in judge(exercise, loses_the_last, {}).text
+    assert "more than batch_size rows" in judge(exercise, dealt_like_cards, {}).text
+    assert "a list of batches" in judge(exercise, one_by_one, {}).text  # it blamed the seed
+
+
+def test_a_training_step_that_waits_or_returns_wrongly_is_told_so_in_words():
+    """It showed two logs of calls, both cut off before the place where they differ."""
+    import tinker
+
+    def submit(client, data, learning_rate):
+        adam = tinker.AdamParams(learning_rate=learning_rate)
+        return client.forward_backward(data, "cross_entropy"), client.optim_step(adam)
+
+    def waits_for_the_step_only(client, data, learning_rate):
+        return submit(client, data, learning_rate)[1].result()
+
+    def gives_the_loss(client, data, learning_rate):
+        backward, update = submit(client, data, learning_rate)
+        update.result()
+        return backward.result().metrics["loss:sum"]
+
+    exercise = find("00.2")
+    assert exercise is not None
+    assert "does not wait for both" in judge(exercise, submit, {}).text
+    assert "does not wait for both" in judge(exercise, waits_for_the_step_only, {}).text
+    assert "return the result" in judge(exercise, gives_the_loss, {}).text
+
+
+def test_questions_of_the_same_words_in_another_order_are_no_leak():
+    exercise = find("01.4")
+    assert exercise is not None
+
+    def bags_of_words(train, heldout):
+        bags = [set(question.lower().split()) for question in train]
+        return [i for i, question in enumerate(heldout) if set(question.lower().split()) in bags]
+
+    assert "join them again" in judge(exercise, bags_of_words, {}).text
+
+
+def test_an_unsorted_running_sum_is_not_called_pasted_numbers():
+    exercise = find("02.3")
+    assert exercise is not None
+
+    def unsorted(singular_values, share):
+        total = sum(value**2 for value in singular_values)
+        for rank in range(len(singular_values)):
+            if sum(value**2 for value in singular_values[:rank]) >= share * total:
+                return rank
+
+    assert "pasted" not in judge(exercise, unsorted, {}).text
+
+
+def test_a_number_before_the_comma_of_a_sentence_is_an_answer():
+    """The reference refused "129, because", which its own rule allows."""
+    assert find("04.1").reference("The answer is 129, because I added.") == 129
+    assert find("04.1").reference("The answer is 129,000.") is None
 
 
 def test_a_formula_in_quotes_is_told_that_it_is_text():

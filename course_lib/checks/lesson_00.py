@@ -229,6 +229,15 @@ TRAIN_STEP = Exercise(
             ),
             RATE_IS_LOST,
         ),
+        Property(
+            lambda f, *case: len([e for e in _calls(f, *case).log if e.startswith("wait")]) >= 2,
+            "It does not wait for both calls: ask each of the two futures for its result().",
+        ),
+        Property(
+            lambda f, client, data, rate: f(client, data, rate) == f"result of {data}",
+            "It returns something else than what forward_backward gives: return the result of its "
+            "future, as it is.",
+        ),
     ),
     hints=(
         "Two calls, and both give a future at once. Nothing forces you to wait before making the "

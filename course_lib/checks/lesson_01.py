@@ -329,12 +329,16 @@ SHIFT = Exercise(
     mutants={
         "weights left behind": Mutant(
             lambda t, w: (t[:-1], t[1:], w[:-1]),
-            "The weights stayed with the inputs. They belong to the targets: the header would be "
-            "trained on and the end token not.",
+            "The weights stayed with the inputs. They belong to the targets: here the first token "
+            "of the answer would not be trained on.",
         ),
         "predicts itself": Mutant(
             lambda t, w: (t, t, w),
             "Inputs and targets are the same: the model learns to copy the token that it sees.",
+        ),
+        "weights one further": Mutant(
+            lambda t, w: (t[:-1], t[1:], [*w[2:], 0.0]),
+            "The weights moved one token too far: the header is trained on and the end token not.",
         ),
         "backwards": Mutant(
             lambda t, w: (t[1:], t[:-1], w[:-1]),
@@ -400,6 +404,7 @@ def _splits(rng: random.Random) -> list[tuple]:
         (ask[:2], ask[2:]),
         (ask[:3], ["Well: " + ask[0], ask[1] + "\n", ask[1]]),
         (["Well: " + ask[0], ask[1]], [ask[0], ask[1], ask[2], ask[1]]),
+        (["Does Odo know Pell well?", ask[0], ask[0]], ["Does Pell know Odo well?", ask[0]]),
     ]
 
 
@@ -445,6 +450,21 @@ LEAK = Exercise(
             lambda train, heldout: [heldout.index(heldout[i]) for i in leaked(train, heldout)],
             "A question that stands twice in heldout gets the position of its first copy twice. "
             "enumerate() gives each row its own.",
+        ),
+        "words in any order": Mutant(
+            _leaked_if(lambda q, t: sorted(q.lower().split()) == sorted(t.lower().split())),
+            "It compares the words in any order. The same words in another order may ask "
+            "something else: join them again before you compare.",
+        ),
+        "once for each copy": Mutant(
+            lambda train, heldout: [
+                i
+                for other in train
+                for i, question in enumerate(heldout)
+                if _alike(question) == _alike(other)
+            ],
+            "It walks through train, so a question that stands there twice is reported twice. "
+            "Walk through heldout.",
         ),
         "the other side": Mutant(
             lambda train, heldout: leaked(heldout, train),

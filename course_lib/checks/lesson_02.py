@@ -210,8 +210,8 @@ def _spectra(rng: random.Random) -> list[tuple]:
     falling = [
         ([round(10 * d**i, 3) for i in range(10)], share) for d in decays for share in (0.8, 0.95)
     ]
-    shuffled = rng.sample(falling[0][0], 10)
-    return [*falling, ([1.0, 1.0, 1.0, 1.0], 0.5), ([3.0, *[1.0] * 9], 0.9), (shuffled, 0.8)]
+    rising = falling[0][0][::-1]
+    return [*falling, ([1.0, 1.0, 1.0, 1.0], 0.5), ([3.0, *[1.0] * 9], 0.9), (rising, 0.8)]
 
 
 def _until(share_of_kept, singular_values: list[float]) -> int:

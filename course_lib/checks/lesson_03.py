@@ -238,6 +238,10 @@ PARTIAL = (
     "There is a partial batch at the end. Its gradient is scaled differently and shows up as a "
     "spike: drop it, the next epoch's order brings those rows back."
 )
+A_BATCH_IS_MISSING = (
+    "A whole batch is missing: 40 rows make five batches of 8, and none of them is partial. Where "
+    "does the last whole batch begin?"
+)
 SAME_ORDER = (
     "Every epoch has the same order, so the model meets the same batches again, and the rows of "
     "a dropped partial batch are never seen. Let the epoch into the shuffle."
@@ -279,11 +283,15 @@ BATCHES = Exercise(
     cases=lambda rng: [
         *[(rng.randrange(41, 44), 8, rng.randrange(100), epoch) for epoch in range(3)],
         (41, 8, 0, 1),
+        (40, 8, 1, 0),
     ],
     same=None,
     properties=(
         Property(
-            lambda f, *case: all(isinstance(row, int) for batch in f(*case) for row in batch),
+            lambda f, *case: (
+                isinstance(f(*case), list)
+                and all(isinstance(row, int) for batch in f(*case) for row in batch)
+            ),
             "It should give a list of batches, and each batch is a list of row numbers.",
         ),
         Property(
@@ -291,8 +299,16 @@ BATCHES = Exercise(
             NOT_REPEATABLE,
         ),
         Property(
+            lambda f, n, size, seed, epoch: all(len(b) <= size for b in f(n, size, seed, epoch)),
+            "A batch has more than batch_size rows.",
+        ),
+        Property(
             lambda f, n, size, seed, epoch: {len(b) for b in f(n, size, seed, epoch)} == {size},
             PARTIAL,
+        ),
+        Property(
+            lambda f, n, size, seed, epoch: len(f(n, size, seed, epoch)) >= n // size,
+            A_BATCH_IS_MISSING,
         ),
         Property(
             lambda f, n, size, seed, epoch: f(n, size, seed, epoch) != f(n, size, seed, epoch + 1),
@@ -334,6 +350,10 @@ BATCHES = Exercise(
         ),
         "batches shuffled": Mutant(_batches_shuffled, NEIGHBOURS),
         "unseeded": Mutant(_unseeded, NOT_REPEATABLE),
+        "last whole batch lost": Mutant(
+            lambda n, size, seed, epoch: epoch_batches(n, size, seed, epoch)[: (n - 1) // size],
+            A_BATCH_IS_MISSING,
+        ),
         "with replacement": Mutant(_with_replacement, NOT_ONCE),
     },
     hints=(

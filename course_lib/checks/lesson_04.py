@@ -14,7 +14,7 @@ def read_answer(text: str) -> int | None:
     marks = [match.end() for match in re.finditer("answer is ", text)]
     if not marks:
         return None
-    match = re.match(r"-?\d+(?![\d,]|\.\d)", text[marks[-1] :])
+    match = re.match(r"-?\d+(?!\d|[.,]\d)", text[marks[-1] :])
     return int(match[0]) if match else None
 
 
@@ -59,6 +59,7 @@ def _gallery(rng: random.Random) -> list[tuple]:
         f"The answer is {wrong}. No: the answer is {total}.",
         f"The answer is {total} because {a} + {b}.",
         f"The answer is {total} apples, and not {wrong}.",
+        f"The answer is {total}, because {a} + {b}.",
         f"The answer is -{total}.",
         f"The answer is {total}.5",
         f"The answer is {total},000.",
@@ -100,13 +101,23 @@ READ_ANSWER = Exercise(
             'earlier number counts although the last "answer is" is followed by none.',
         ),
         "half a number": Mutant(
-            lambda text: _read(text, r"-?\d+(?![\d,])"),
+            lambda text: _read(text, r"-?\d+(?!\d|,\d)"),
             "It reads 129.5 as 129. A point with a digit behind it belongs to the number; the "
             "full stop of a sentence does not.",
         ),
         "half of thousands": Mutant(
             lambda text: _read(text, r"-?\d+(?!\d|\.\d)"),
             "It reads 129,000 as 129: the number goes on behind the comma.",
+        ),
+        "any comma": Mutant(
+            lambda text: _read(text, r"-?\d+(?![\d,]|\.\d)"),
+            'It refuses any comma. In "The answer is 129, because ..." the comma belongs to the '
+            "sentence; only a digit behind it makes the number go on.",
+        ),
+        "gives back digits": Mutant(
+            lambda text: _read(text, r"-?\d+(?![.,]\d)"),
+            "It reads 129.5 as 12: a regular expression gives digits back until its condition "
+            "holds, and no point follows the 2. Refuse a further digit, too.",
         ),
         "cut short": Mutant(
             lambda text: _read(text, r"-?\d+"),
@@ -132,8 +143,8 @@ READ_ANSWER = Exercise(
         'Find the last place where the text says "answer is ", and look only at what follows.',
         "What follows must begin with a whole number. What may come right after its last digit, "
         "and what may not?",
-        "A regular expression with a negative lookahead, (?!...), refuses a comma or a decimal "
-        "point that is followed by more digits.",
+        "A regular expression with a negative lookahead, (?!...), refuses a comma or a point with "
+        "a digit behind it. Let it refuse a further digit, too, or 129.5 is read as 12.",
     ),
     stub='''def read_answer(text):
     """The whole number right after the last "answer is " (an int, maybe negative), or None.

@@ -124,6 +124,7 @@ class PreferenceConfig:
     learning_rate: float = 1e-3  # at the first step, falling to 0
     lora_rank: int = 16  # of the judge's own adapter
     dpo_beta: float = 0.1  # how strongly DPO holds to its reference; larger = closer
+    dpo_nll: float = 0.0  # weight of the chosen replies' own loss, nats per token, beside DPO's
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -133,6 +134,7 @@ class PreferenceConfig:
         check_range(self, "max_steps", 0, 10_000_000)
         check_range(self, "learning_rate", 0, 1)
         check_range(self, "dpo_beta", 0, 100)
+        check_range(self, "dpo_nll", 0, 100)
         _check_rank(self)
 
 

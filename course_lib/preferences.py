@@ -7,7 +7,8 @@ does:
   LoRA of its own. The strength of a reply is its probability of "yes" to "Is this a good reply?"
   ("verdict"), or the probability that it gives the reply itself ("reply");
 * DPO (Rafailov et al. 2023, https://arxiv.org/abs/2305.18290): the policy itself is moved, no
-  reward model.
+  reward model. `dpo_nll` adds the chosen replies' negative log-likelihood (Pang et al. 2024,
+  https://arxiv.org/abs/2404.19733), without which they may lose theirs with the rejected ones.
 
 Left out: margins, ties, more than two replies. `judges` uses the reward model to score and to
 compare.
@@ -197,16 +198,20 @@ def train_dpo(
         ]
     )
 
+    n_counted_2N = torch.tensor([sum(datum.loss_fn_inputs["weights"].data) for datum in flat])
+
     def dpo(
         batch: list[int], data: list[tinker.Datum], logprobs: list[torch.Tensor]
     ) -> tuple[torch.Tensor, dict[str, float]]:
         policy = torch.stack([_summed(*each) for each in zip(data, logprobs, strict=True)])  # (2B,)
         rows = [row for index in batch for row in (2 * index, 2 * index + 1)]
         gains = policy - reference_2N[rows].to(policy.dtype)
-        loss = dpo_loss(gains[0::2], gains[1::2], config.dpo_beta)
+        nll = -(policy[0::2] / n_counted_2N[rows][0::2].to(policy.dtype)).mean()  # nats per token
+        loss = dpo_loss(gains[0::2], gains[1::2], config.dpo_beta) + config.dpo_nll * nll
         metrics = _pair_metrics(loss, config.dpo_beta * (gains[0::2] - gains[1::2]))
         metrics["preference/chosen_gain"] = float(gains[0::2].detach().mean())
         metrics["preference/rejected_gain"] = float(gains[1::2].detach().mean())
+        metrics["preference/chosen_nll"] = float(nll.detach())
         return loss, metrics
 
     return _train_on_pairs(client, datums_2, dpo, "dpo", config, out, seed, on_step)

@@ -9,6 +9,7 @@ import torch
 from chat_templates import COURSE, byte_tokenizer
 from toy_policy import ToyPolicy
 
+from course_lib.batches import make_datum
 from course_lib.checkpoints import StopTraining
 from course_lib.config import PreferenceConfig
 from course_lib.conversations import Message
@@ -85,6 +86,36 @@ def test_dpo_raises_the_chosen_reply_over_the_rejected_one():
     assert first["preference/chosen_gain"] == pytest.approx(0, abs=1e-5)
     assert last["train/loss"] < 0.5 and last["preference/accuracy"] == 1.0
     assert last["preference/chosen_gain"] > 0 > last["preference/rejected_gain"]
+
+
+def test_the_chosen_replies_own_loss_is_added_per_token():
+    plain, both = (
+        train_dpo(
+            ToyPolicy(len(TOKENIZER)),
+            PAIRS,
+            replace(CONFIG, max_steps=1, dpo_nll=weight),
+            tokenizer=TOKENIZER,
+        ).metrics[0]
+        for weight in (0.0, 0.5)
+    )
+    datum = make_datum(judgement(PAIRS[0].prompt, "aaa", TOKENIZER, "reply"))
+    untrained = ToyPolicy(len(TOKENIZER)).forward([datum], "cross_entropy").result()
+    *_, a, b, c, end = untrained.loss_fn_outputs[0]["logprobs"].data  # of "aaa" and the end
+    expected = -(a + b + c + end) / 4
+    assert both["preference/chosen_nll"] == pytest.approx(expected, rel=1e-4)
+    assert both["train/loss"] == pytest.approx(plain["train/loss"] + 0.5 * expected, rel=1e-4)
+
+
+def test_with_their_own_loss_the_chosen_replies_do_not_lose_what_they_share_with_the_rejected():
+    """Plain DPO left alone what chosen and rejected had in common; this teaches it, too."""
+    pairs = [Pair((Message("user", "Say"),), "mmma", "mmmz")] * 8
+    gains = [
+        train_dpo(
+            ToyPolicy(len(TOKENIZER)), pairs, replace(CONFIG, dpo_nll=weight), tokenizer=TOKENIZER
+        ).metrics[-1]["preference/chosen_gain"]
+        for weight in (0.0, 1.0)
+    ]
+    assert gains[1] > gains[0] + 1
 
 
 def test_the_reward_model_learns_to_say_yes_to_the_better_reply():

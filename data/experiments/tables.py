@@ -81,7 +81,8 @@ def preferences(found: dict[str, Any]) -> tuple[str, Arms]:
         ]
         for name in ("verdict", "reply")
     }
-    for name, words in (("grpo", "tournament GRPO"), ("dpo", "DPO")):
+    arms_of = {"grpo": "tournament GRPO", "dpo": "DPO", "dpo_nll": "DPO with dpo_nll 0.2"}
+    for name, words in arms_of.items():
         arms[f"{words}: win rate against SFT"] = [s[name]["win_rate_by_rule"] for s in seeds]
         arms[f"{words}: quality"] = [s[name]["quality"] for s in seeds]
     arms["SFT: quality"] = [s["sft"]["quality"] for s in seeds]

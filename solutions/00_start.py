@@ -63,17 +63,24 @@ print(f"The model chooses among {vocab_size} tokens at every step.")
 # Before you run the next cell: what do you expect from a model that can add, but has never seen
 # a conversation?
 #
+# `save_weights_and_get_sampling_client` gives a client that answers, and `sample` asks it. At
+# temperature 0 it takes the likeliest token each time, until the model writes its end marker.
+# `render_prompt` makes tokens of the question, `parse_completion` makes text of the reply.
+#
 # (Three helpers print results in all lessons. `quote` shows what a model wrote. `measured` shows a
 # number, which may differ a little on your machine. `band` shows a claim and whether it holds.)
 
 # %% id="ask-base"
 from course_lib.conversations import Message
 from course_lib.lessons import band, measured, quote
-from course_lib.widgets.chat import ask
+from course_lib.rendering import parse_completion, render_prompt, stop_token_ids
 
 question = (Message("user", "What is 23 + 45 + 61?"),)
-sampler = client.save_weights_and_get_sampling_client().result()
-base_answer = ask({"base": sampler}, tokenizer, question)["base"]
+asked = tinker.ModelInput.from_ints(render_prompt(question, tokenizer))
+how = tinker.SamplingParams(max_tokens=64, temperature=0.0, stop=stop_token_ids(tokenizer))
+sampler = base_sampler = client.save_weights_and_get_sampling_client().result()
+said = sampler.sample(prompt=asked, num_samples=1, sampling_params=how).result()
+base_answer = parse_completion(said.sequences[0].tokens, tokenizer)
 quote(base_answer, "base")
 band("The base model answers the question", "129" in base_answer)
 
@@ -118,8 +125,8 @@ show(token_strip(words, rendered.weights, "One example: read all of it, learn th
 
 # %% [markdown] id="shift-note"
 # The SDK takes such an example as a `Datum`. At each position the model reads a token and predicts
-# the *next* one, so inputs and targets are shifted by one. This is the library's function, and the
-# only place in the whole course where that shift is made:
+# the *next* one, so inputs and targets are shifted by one. This is the library's function that
+# makes the shift, for SFT in every lesson:
 
 # %% id="source-make-datum"
 show_source(make_datum)
@@ -245,14 +252,17 @@ first = [tokenizer.encode(word)[0] for word in ("2", "The", "Please", "Listen")]
 names = [tokenizer.decode([token]) for token in first]
 before, after = (
     [math.exp(logprob) for logprob in next_tokens(each, prompt, first)]
-    for each in (sampler, trained)
+    for each in (base_sampler, trained)
 )
 show(next_token_figure(names, before, after, "How does the answer begin?"))
 
 # %% [markdown] id="memorised-question"
-# And can it add now? Here is the question that it was trained on, and another one.
+# And can it add now? Here is the question that it was trained on, and another one. (`ask` makes
+# the call of `sample` that you saw above, for several models at once.)
 
 # %% id="memorised"
+from course_lib.widgets.chat import ask
+
 other = (Message("user", "What is 31 + 14 + 52?"),)
 for asked, right in ((question, "129"), (other, "97")):
     said = ask({"trained": trained}, tokenizer, asked)["trained"]
@@ -328,7 +338,11 @@ from course_lib.plots.run import accuracy_figure, describe_accuracy
 
 summaries = {stage: found.summary() for stage, found in report.items()}
 show(accuracy_figure(summaries), describe_accuracy(summaries))
-band("SFT taught the format", report["sft"].worked_share > report["base"].worked_share)
+forms = {
+    stage: sum("The answer is" in record.completions[0] for record in found.records)
+    for stage, found in report.items()
+}
+band("SFT taught the format", forms["base"] < 0.1 * PROBLEMS < 0.9 * PROBLEMS < forms["sft"])
 band("GRPO made it right more often", report["rl"].accuracy > report["sft"].accuracy + 0.2)
 band(
     "GRPO found out that working it out pays",

@@ -76,8 +76,9 @@ band("Both doors give the same conversations", same)
 # | same role twice | user, user | teach it that questions follow questions |
 # | no assistant turn | only a question | there is nothing to learn |
 #
-# Only the first two can make any noise. The others train, and the loss falls. (The second one has
-# many faces: no `messages`, an empty list of them, or a line that is JSON and no object at all.)
+# Only the first two are sure to make a noise. Most training code says nothing about the others: it
+# trains, and the loss falls. (The second one has many faces: no `messages`, an empty list of them,
+# or a line that is JSON and no object at all.)
 
 # %% id="planted-rows"
 import json
@@ -248,7 +249,7 @@ for read, predicted, weight in zip(*shift(pieces, short.weights), strict=True):
 
 # %% [markdown] id="shift-source"
 # The first line with weight 1 reads the header `<|assistant|>` and predicts the first word of the
-# answer; the last one predicts `<|end|>`. The library makes that shift in one place:
+# answer; the last one predicts `<|end|>`. In the library this function makes the shift:
 
 # %% id="source-make-datum"
 from course_lib.batches import make_datum
@@ -282,7 +283,7 @@ measured("share of the tokens that is trained on:", trained, "%")
 # | last answer | none |
 # | questions, too | weight 1 everywhere |
 # | end missing | the end marker of the answer has weight 0 |
-# | one early | weights shifted with the inputs instead of the targets |
+# | one early | all weights one token early: on the header, not on the end marker |
 
 # %% id="settings"
 import tinker
@@ -346,13 +347,13 @@ masks = {
 }
 
 # %% id="run-masks"
-clients, results = {}, {}
+clients, results, ended = {}, {}, {}
 for name, mask in masks.items():
     datums = [make_datum(Rendered(row.tokens, mask(row))) for row in rows[: STEPS * BATCH]]
     clients[name] = train(datums)
-    results[name], ended = judge(clients[name])
+    results[name], ended[name] = judge(clients[name])
     quote(results[name].records[0].completions[0], name)
-    band(f"{name}: nearly every answer ends by itself", ended > 0.9)
+    band(f"{name}: nearly every answer ends by itself", ended[name] > 0.9)
 
 # %% id="masks-figure"
 from course_lib.evaluation import nll
@@ -365,9 +366,8 @@ def share(found, holds):
     return sum(holds(text) for text in texts) / len(texts)
 
 
-ended = [share(found, lambda text: text.endswith(".")) for found in results.values()]
 asks = [share(found, lambda text: "Question:" in text) for found in results.values()]
-measures = {"ends by itself": ended, "asks a question": asks}
+measures = {"ends by itself": list(ended.values()), "asks a question": asks}
 show(shares_figure(list(results), measures, "Four masks, the same rows, the same steps"))
 
 # %% [markdown] id="cost-answer"

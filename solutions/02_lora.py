@@ -312,8 +312,8 @@ band("At rank 4 it keeps more of the improvement than of the energy", gained[3] 
 
 # %% [markdown] id="truncate-answer"
 # A full fine-tune was free to use all 128 dimensions of every matrix, and what mattered went into a
-# few of them: two ranks keep nine tenths of the improvement. The other ranks hold a good part of
-# the energy and nearly none of the improvement: they are mostly the noise of single batches. (That
+# few of them: two ranks keep nine tenths of the improvement. The other ranks hold more than half of
+# the energy and only a tenth of the improvement: they are mostly the noise of single batches. (That
 # is how a cut can keep a little more than 100 %: it takes noise away.) This is why LoRA can work:
 # it does not search where there is little to find.
 #

@@ -151,7 +151,7 @@ def read_answer(text):
 
     None, too, if its digits go on behind a point or a comma: 129.5, 129,000."""
     _, mark, rest = text.rpartition("answer is ")
-    number = re.match(r"-?\d+(?![\d,]|\.\d)", rest) if mark else None
+    number = re.match(r"-?\d+(?!\d|[.,]\d)", rest) if mark else None
     return int(number[0]) if number else None
 
 
@@ -264,17 +264,17 @@ def bradley_terry_loss(margins):
 bradley_terry_loss = check("04.2", bradley_terry_loss)
 
 # %% [markdown] id="probe-loss-note"
-# Three probes. Say first: what is the loss of a judge who cannot tell? And which costs more, being
-# wrong by a margin of 4, or four times by a margin of 1?
+# Four probes. Say first: what is the loss of a judge who cannot tell? And does being wrong by a
+# margin of 4 cost four times as much as being wrong by 1, or more, or less?
 
 # %% id="probe-loss"
 for name, margins in (
     ("cannot tell", [0.0]),
     ("right, by 4", [4.0]),
+    ("wrong, by 1", [-1.0]),
     ("wrong, by 4", [-4.0]),
-    ("four times wrong, by 1", [-1.0] * 4),
 ):
-    print(f"{name:24} {bradley_terry_loss(margins):.3f}")
+    print(f"{name:12} {bradley_terry_loss(margins):.3f}")
 
 # %% [markdown] id="reward-model-question"
 # ## A reward model, trained in seconds
@@ -619,7 +619,7 @@ band("Gamed: then quality fell again, by more than 0.2", quality[-1] < max(quali
 # ## Repair it
 #
 # What should be true of a better reward? Nothing may be earned without the thing that matters;
-# what is pleasant comes on top, and has a ceiling. Here is the broken one, in two lines:
+# what is pleasant comes on top, and has a ceiling. Here is another broken one, in two lines:
 #
 # ```python
 # def broken_reward(is_correct, polish):
@@ -720,8 +720,10 @@ band("The loop has something to say about the repaired arm", len(diagnose(contro
 # %% [markdown] id="own-question"
 # ## Your own problems, your own reward
 #
-# Problems are lines of JSON with a `prompt` and an `answer`. The file becomes an environment; one
-# row in ten is held out, by its prompt.
+# Problems are lines of JSON with a `prompt` and an `answer`. The file becomes an environment; a
+# hash of the prompt holds out one row in ten on average (in a small file it may be more, or fewer).
+# It knows nothing of content: the two wordings below can fall on both sides. Where that matters,
+# give `environment_from_file` a second file with the held-out problems.
 
 # %% id="own-problems"
 import json

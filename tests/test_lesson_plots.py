@@ -150,6 +150,13 @@ def test_curves_plot_each_run_from_step_one_with_its_own_dash_and_mark():
     assert len({(line.get_linestyle(), line.get_marker()) for line in lines}) == 2
 
 
+def test_whole_steps_have_ticks_at_whole_numbers():
+    """pass@k was once drawn with a tick at k = 1.5."""
+    shares = {"a": [0.1, 0.2, 0.3, 0.4]}
+    figure = curves.curves_figure(shares, "T", "pass@k", "k", steps=range(1, 5))
+    assert all(tick == round(tick) for tick in figure.axes[0].get_xticks())
+
+
 def test_the_live_figure_shows_reward_dead_share_and_ratio():
     reward, dead, ratio = (axes.lines[0] for axes in FIGURES["live_rl"].axes)
     assert reward.get_ydata().tolist() == [0.25, 0.5]
@@ -191,7 +198,8 @@ def test_the_ratio_histogram_counts_both_signs_and_says_what_the_clip_silences()
     heights = [bar.get_height() for bar in figure.axes[0].patches]
     assert sum(h for h in heights if h > 0) == 2
     assert sum(h for h in heights if h < 0) == -2
-    assert "0.8 .. 1.2: 50%" in description(figure)  # 1.5 upwards and 0.5 downwards, of four
+    # 1.5 upwards and 0.5 downwards; 1.5 with A < 0 is outside the range as well, and not silent
+    assert "silent under PPO's clip 0.8 .. 1.2: 50%" in description(figure)
 
 
 def test_ratios_far_outside_are_counted_in_the_outermost_bars():

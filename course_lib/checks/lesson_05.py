@@ -35,6 +35,11 @@ def _divided_by(spread):
     return advantages
 
 
+def _column_means(rewards_P_G: Groups) -> Groups:
+    means_G = [sum(column) / len(column) for column in zip(*rewards_P_G, strict=True)]
+    return [[r - mean for r, mean in zip(row, means_G, strict=True)] for row in rewards_P_G]
+
+
 def _rewards(rng: random.Random) -> list[tuple]:
     cases = []
     for P, G in ((1, 4), (2, 4), (3, 8)):
@@ -84,6 +89,20 @@ ADVANTAGES = Exercise(
         "fixed middle": Mutant(
             lambda rewards_P_G: [[r - 0.5 for r in row] for row in rewards_P_G],
             "It subtracts 0.5 from every reward. The measure is the group's own mean.",
+        ),
+        "mean of a column": Mutant(
+            _column_means,
+            "It takes the mean over the problems, for each place in the group. The answers to "
+            "compare stand in one row: one mean per row (axis=1 in numpy).",
+        ),
+        "flat": Mutant(
+            lambda rewards_P_G: [a for row in group_advantages(rewards_P_G) for a in row],
+            "The numbers are right, but they stand in one flat list. Give a list for each group, "
+            "of the same shape as the rewards.",
+        ),
+        "the means": Mutant(
+            lambda rewards_P_G: [sum(row) / len(row) for row in rewards_P_G],
+            "Those are the means of the groups. Subtract each from the rewards of its group.",
         ),
         "above the best": Mutant(
             lambda rewards_P_G: [[r - max(row) for r in row] for row in rewards_P_G],

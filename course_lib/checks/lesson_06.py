@@ -67,6 +67,11 @@ IS_LOSS = Exercise(
             "That is the mean over the tokens. The SDK's losses are sums; a caller who wants a "
             "mean scales the advantages.",
         ),
+        "mean of all positions": Mutant(
+            lambda lp, q, a, m: is_loss(lp, q, a, m) / len(lp),
+            "That is a mean, and the question's positions count in it as well. The SDK's losses "
+            "are sums.",
+        ),
         "no ratio": Mutant(
             _with_ratio(lambda lp, q: lp),
             "That is plain REINFORCE, -A x logprob: right on policy, and biased as soon as the "

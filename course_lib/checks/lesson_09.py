@@ -132,9 +132,13 @@ def _logits(rng: random.Random) -> list[tuple]:
     one_off = [*adapted[:-1], adapted[-1] + 0.003]
     low = [*adapted[:-1], adapted[-1] - 0.5]
     hardly = [x + 1e-5 for x in base]  # an adapter whose effect is lost in the rounding
-    return [(base, adapted, m, 1e-3) for m in (adapted, noise, base, half, one_off, low)] + [
+    rough = [x + 8e-4 for x in adapted]  # each logit within the tolerance, their sum beyond it
+    partly = [base[0], *adapted[1:]]  # an adapter that leaves one logit as it was
+    merges = (adapted, noise, rough, base, half, one_off, low)
+    return [(base, adapted, m, 1e-3) for m in merges] + [
         (base, base, base, 1e-3),
         (base, hardly, hardly, 1e-3),
+        (base, partly, partly, 1e-3),
     ]
 
 
@@ -163,6 +167,23 @@ MERGE_TEST = Exercise(
             ),
             "It lets a single wrong logit through. Take the largest difference, not a mean: one "
             "token is enough to change an answer.",
+        ),
+        "added up": Mutant(
+            lambda base, adapted, merged, tolerance: (
+                sum(abs(m - a) for m, a in zip(merged, adapted, strict=True))
+                <= tolerance
+                < _apart(adapted, base)
+            ),
+            "It adds the differences up. Rounding in every logit then refuses a good merge, the "
+            "sooner the larger the vocabulary. Take the largest.",
+        ),
+        "every logit must move": Mutant(
+            lambda base, adapted, merged, tolerance: (
+                _apart(merged, adapted) <= tolerance
+                and min(abs(x - y) for x, y in zip(adapted, base, strict=True)) > tolerance
+            ),
+            "It asks that every logit moved away from the base. Training may leave some as they "
+            "were: the largest difference must exceed the tolerance.",
         ),
         "exact": Mutant(
             lambda base, adapted, merged, tolerance: merged == adapted and adapted != base,
@@ -226,13 +247,17 @@ Trained on sums of two-digit numbers; other questions were not measured.
 
 
 def _front_matter(card: str) -> list[str]:
-    parts = card.split("---\n")
-    return parts[1].splitlines() if card.startswith("---\n") and len(parts) >= 3 else []
+    first, *lines = card.splitlines() or [""]
+    return lines[: lines.index("---")] if first == "---" and "---" in lines else []
 
 
 NO_FRONT = (
     "There is no front matter: the card must begin with a line `---`, some `key: value` lines, "
     "and a line `---`. Hubs read nothing else."
+)
+INDENTED = (
+    "A line `---` has spaces before its dashes: text that is indented like the function's body "
+    "keeps them, and hubs then find no front matter. Let the dashes begin their lines."
 )
 NO_BASE = (
     "The front matter does not say base_model: without it nobody knows which weights the adapter "
@@ -248,6 +273,12 @@ NO_LIMITS = (
 )
 
 
+def _at_the_margin(f, *case) -> bool:
+    card = f(*case)
+    dashes = [line for line in card.splitlines() if line.strip() == "---"]
+    return bool(_front_matter(card)) or all(line.startswith("---") for line in dashes)
+
+
 def _has_key(key: str, position: int):
     def holds(f, *case) -> bool:
         lines = (line.replace('"', "").replace("'", "") for line in _front_matter(f(*case)))
@@ -258,7 +289,8 @@ def _has_key(key: str, position: int):
 
 def _has_numbers(f, name, base_model, licence, accuracy, problems) -> bool:
     text = f(name, base_model, licence, accuracy, problems)
-    per_cents = [float(number) for number in re.findall(r"(\d+(?:\.\d+)?) ?%", text)]
+    written = re.findall(r"(\d+(?:\.\d+)?)\**\s*(?:%|per ?cent)", text)
+    per_cents = [float(number) for number in written]
     return (
         any(abs(number - 100 * accuracy) <= 0.5 for number in per_cents)
         and re.search(rf"\b{problems}\b", text) is not None
@@ -287,6 +319,7 @@ MODEL_CARD = Exercise(
         for _ in range(2)
     ],
     properties=(
+        Property(_at_the_margin, INDENTED),
         Property(lambda f, *case: bool(_front_matter(f(*case))), NO_FRONT),
         Property(_has_key("base_model", 1), NO_BASE),
         Property(_has_key("license", 2), NO_LICENCE),
@@ -295,6 +328,10 @@ MODEL_CARD = Exercise(
     ),
     mutants={
         "prose only": Mutant(lambda *case: model_card(*case).split("---\n", 2)[2], NO_FRONT),
+        "indented": Mutant(
+            lambda *case: model_card(*case).replace("\n", "\n    "),  # as the function's body is
+            INDENTED,
+        ),
         "no base": Mutant(
             lambda *case: model_card(*case).replace("base_model: ", "model: "), NO_BASE
         ),
@@ -334,6 +371,8 @@ def _requests(rng: random.Random) -> list[tuple]:
     return [
         ({"Authorization": f"Bearer {key}"}, key),
         ({"authorization": f"Bearer {key}", "accept": "*/*"}, key),
+        ({"AUTHORIZATION": f"Bearer {key}"}, key),
+        ({"Authorization": f"Basic {key}"}, key),
         ({"Authorization": f"Bearer {key}x"}, key),
         ({"Authorization": f"Bearer {key[:-1]}"}, key),
         ({"Authorization": f"Bearer {key.upper()}"}, key),
@@ -382,6 +421,19 @@ AUTHORISED = Exercise(
             lambda headers, key: bool(key) and headers.get("authorization") == f"Bearer {key}",
             "It looks for the header's name in lower case only. Lower the names that came in "
             "first: HTTP header names have no case.",
+        ),
+        "two spellings": Mutant(
+            lambda headers, key: (
+                bool(key)
+                and f"Bearer {key}" in (headers.get("Authorization"), headers.get("authorization"))
+            ),
+            "It knows two spellings of the header's name. There are many, AUTHORIZATION among "
+            "them: lower the names that came in first.",
+        ),
+        "any scheme": Mutant(
+            _looks_for(lambda got, key: bool(key) and (got or "").split()[1:] == [key]),
+            "It looks at the second word only, so any scheme before the key will do. Compare the "
+            "whole value.",
         ),
         "key in any case": Mutant(
             _looks_for(

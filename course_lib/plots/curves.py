@@ -17,6 +17,7 @@ from course_lib.plots.style import (
     legend_above,
     new_figure,
     step_axis,
+    whole_axis,
 )
 from course_lib.plots.words import describe, span, titled
 
@@ -46,6 +47,8 @@ def curves_figure(
         label(axes, title, x, y)
         if steps is None:
             step_axis(axes)
+        elif all(isinstance(step, int) for step in steps):
+            whole_axis(axes)  # there is no pass@1.5
         if log:
             axes.set_yscale("log")
         if len(runs) > 1:

@@ -53,12 +53,14 @@ def ratio_histogram(
         _plain_ticks(axes)
         axes.set_yscale("symlog", linthresh=5)  # a few moved tokens among hundreds must be seen
         most = max(10, *(abs(end) for end in axes.get_ylim()))
-        axes.set_yticks([t for t in (-1000, -100, -10, 0, 10, 100, 1000) if abs(t) <= most])
+        ticks = (2, 5, 10, 20, 50) if most < 100 else (5, 10, 100, 1000)
+        axes.set_yticks([t for tick in (0, *ticks) for t in {-tick, tick} if tick <= most])
         axes.yaxis.set_major_formatter(lambda value, _: f"{abs(value):g}")  # down is a count, too
         label(axes, title, "ratio = p(trainer) / p(sampler), log scale", "tokens, log scale")
         axes.legend(loc="upper right")
     share = lost / max(1, len(up) + len(down))
-    words = f"{len(up) + len(down)} tokens; outside the clip {clip[0]} .. {clip[1]}: {share:.0%}"
+    silent = f"silent under PPO's clip {clip[0]} .. {clip[1]}: {share:.0%}"
+    words = f"{len(up) + len(down)} tokens; {silent}"
     return describe(figure, titled(title, f"Histogram of ratios: {words}."))
 
 

@@ -92,11 +92,16 @@ def label(axes: Axes, title: str, x: str, y: str) -> None:
     axes.set(title=title, xlabel=x, ylabel=y)
 
 
-def step_axis(axes: Axes) -> None:
-    """Steps are counted from 0, in whole numbers."""
+def whole_axis(axes: Axes) -> None:
+    """Ticks at whole numbers only."""
     from matplotlib.ticker import MaxNLocator
 
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+def step_axis(axes: Axes) -> None:
+    """Steps are counted from 0, in whole numbers."""
+    whole_axis(axes)
     axes.set_xlim(left=0)
 
 

@@ -45,6 +45,14 @@ def test_discovery_is_as_large_as_the_course_says():
     assert sum(row["rl"]["accuracy"] for row in found["seeds"]) / 5 >= 0.9
 
 
+def test_a_long_title_beside_long_names_is_drawn_whole():
+    arms = {"an arm whose name takes half of the width": [0.1, 0.5, 0.3]}
+    figure = seeds_figure(arms, "A title about as wide as the names are long, or longer", "share")
+    figure.draw_without_rendering()  # runs the layout
+    drawn, (width, height) = figure.get_tightbbox(), figure.get_size_inches()
+    assert drawn.x0 >= 0 and drawn.y0 >= 0 and drawn.x1 <= width and drawn.y1 <= height
+
+
 def test_a_dot_for_every_seed_and_a_bar_at_the_median():
     figure = seeds_figure({"one arm": [0.1, 0.5, 0.3], "other": [1.0, 1.0, 0.9]}, "T", "share")
     axes = figure.axes[0]

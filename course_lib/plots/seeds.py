@@ -37,7 +37,9 @@ def seeds_figure(
         axes.set_yticks(range(len(arms)), list(arms))
         axes.set_ylim(len(arms) - 0.45, -0.8)
         axes.grid(axis="y", visible=False)
-        label(axes, title, unit, "")
+        label(axes, "", unit, "")
+        # Long names leave the axes little width; the title has that of the whole figure.
+        figure.suptitle(title, x=0.01, ha="left", fontsize=11, fontweight="bold")
     words = "; ".join(
         f"{name} {statistics.median(values):.3g} ({min(values):.3g} to {max(values):.3g})"
         for name, values in arms.items()

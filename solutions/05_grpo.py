@@ -62,7 +62,7 @@ start = client.save_state("after-sft").result().path  # to come back to
 # A **group** is several answers to one question, sampled from the same model at temperature 1.
 # Some are right by luck, or because the model happened to go about it in a better way.
 #
-# **Predict.** The model is right about one time in six. In a group of eight, how many are right?
+# **Predict.** The model is right roughly one time in six. In a group of eight, how many are right?
 
 # %% id="sample-groups"
 from course_lib.rollouts import sample_groups
@@ -358,15 +358,15 @@ from course_lib.widgets import group_explorer
 group_explorer(p=0.05, group_size=8).show()
 
 # %% [markdown] id="dead-measure-note"
-# Is it true of our model? We take 16 answers to each of 24 problems and cut them into groups of 2,
+# Is it true of our model? We take 16 answers to each of 48 problems and cut them into groups of 2,
 # 4, 8 and 16. The formula gets the mean of all rewards for $p$. **Predict**: will the true share
 # be larger or smaller than the formula's?
 
 # %% id="dead-measure"
 many = sample_groups(
-    sampler, environment.sample(24, seed=5), tokenizer, **{**settings, "group_size": 16}, seed=2
+    sampler, environment.sample(48, seed=6), tokenizer, **{**settings, "group_size": 16}, seed=2
 )
-p = sum(sum(group.rewards_G) for group in many) / (24 * 16)
+p = sum(sum(group.rewards_G) for group in many) / (48 * 16)
 sizes = [2, 4, 8, 16]
 counted = []
 for size in sizes:
@@ -379,9 +379,9 @@ measured("chance of a right answer, all problems together:", p, "%")
 band("Larger groups die less often", counted[0] > counted[-1])
 
 # %% [markdown] id="dead-lesson"
-# The true share is larger, at every size. The formula is right for one $p$. But problems differ:
-# some are nearly always right, some nearly never, and both kinds die more often than the average
-# problem. So it gives a lower bound.
+# The true share is larger. The formula is right for one $p$. But problems differ: some are nearly
+# always right, some nearly never, and both kinds die more often than the average problem. So it
+# gives a lower bound. (Counts tremble: from 48 problems one of the four may touch the formula.)
 #
 # ## Why does RL come after SFT?
 #

@@ -198,6 +198,8 @@ results = reuse(client, "importance_sampling", SUBSTEPS)
 ratios_S = [[ratio for ratios in token_ratios(result) for ratio in ratios] for result in results]
 advantages = [a for turn, a in pairs for _ in turn.logprobs]
 largest = [max(ratios) for ratios in ratios_S]
+sampled = [math.exp(logprob) for turn, _ in pairs for logprob in turn.logprobs]
+rare = sampled[ratios_S[-1].index(largest[-1])]
 show(
     curves_figure(
         {"largest ratio": largest}, "One batch, eight steps", "ratio", "step on the batch"
@@ -205,6 +207,8 @@ show(
 )
 band("At the first step the largest ratio is 1", abs(largest[0] - 1) < 1e-3)
 band("At the last one some token is over twice as likely", largest[-1] > 2)
+measured("the token of the last largest ratio was sampled with probability", rare)
+measured("so its ratio cannot exceed", 1 / rare)
 
 # %% id="ratio-histogram"
 from course_lib.plots.ratios import ratio_histogram
@@ -212,9 +216,10 @@ from course_lib.plots.ratios import ratio_histogram
 show(ratio_histogram(ratios_S[-1], advantages, title="After seven steps on the same answers"))
 
 # %% [markdown] id="ess-question"
-# Two pictures. In the first, the largest ratio jumps to 25 within two steps, and stays there. It
-# belongs to a token that was sampled with probability 0.04. Two steps later its probability is
-# nearly 1, and $1 / 0.04 = 25$ is as far as it can go.
+# Two pictures. In the first, the largest ratio rises within a few steps, and then hardly changes.
+# It belongs to a token that the sampler found unlikely. A few steps later its probability is
+# nearly 1, and then the ratio is nearly $1 / q$, which is as far as it can go: see the two numbers
+# under the first picture.
 #
 # The histogram shows all tokens. Above the line: tokens of good answers; below it: tokens of bad
 # ones. (The outermost bars hold everything beyond them.) Most have hardly moved. Of the others,
@@ -250,8 +255,8 @@ show(
 band("The batch loses worth", shares[-1] < 0.97 * shares[0])
 
 # %% [markdown] id="ess-lesson"
-# Two tokens with a ratio of 25 are enough: the 774 tokens are worth some 300, though most of them
-# have hardly moved.
+# A few tokens with large ratios are enough: the batch is worth clearly less than its number of
+# tokens, though most of them have hardly moved.
 #
 # Mind what this number sees: huge ratios. A token that became a thousand times rarer weighs
 # nothing any more, and the effective sample size hardly misses it. So look at the histogram as
@@ -333,7 +338,8 @@ show(value_strip(words, values, title, names=("likelier now", "rarer now")))
 # %% [markdown] id="token-map-lesson"
 # Most tokens of an answer follow from those before, whatever one thinks of the answer; their
 # ratios stay near 1. A few tokens *decide*: a digit of a sum, or whether the working goes on or
-# the answer comes now. It is these that move, and so it is these that the clip silences.
+# the answer comes now. It is these that move; and those of them that went where they were pushed
+# are the ones that the clip silences.
 #
 # ## CISPO: a limit to the weight, a gradient for all
 #
@@ -400,8 +406,8 @@ band("PPO stops much earlier", ends["ppo"] < 0.8 * ends["no ratio"])
 # again, and again. With the ratio, a token that is ten times rarer has a tenth of the push: the
 # matter is settled, and the loss knows it.
 #
-# *CISPO* with the engine's default range, 0 to 4, does here what importance sampling does: hardly
-# a ratio exceeds 4, so hardly a weight is clipped.
+# *CISPO* with the engine's default range, 0 to 4, weighs every token as importance sampling does,
+# but for the few whose ratio exceeds 4. Where the two curves part, those few are the reason.
 #
 # *PPO* moves least, but it does not stop the model *at* the edge of its range: silent tokens are
 # still carried along by the others, since they share all the weights. The clip is a brake, not a

@@ -392,11 +392,11 @@ band(
 )
 
 # %% [markdown] id="length-alone-lesson"
-# With one constant, short and long wrong answers both become rarer. Divided by their own length,
-# only the short ones do. The long ones, which are just as wrong, even become a little likelier:
-# what the short way to begin loses, the long way wins. That is the mechanism. What it
-# does over thousands of steps on problems that a model cannot solve, wrong answers that grow
-# longer and longer, is shown by Liu et al. (2025).
+# With one constant the long wrong answers lose most: each of their tokens is pushed down as hard as
+# one of a short answer, and they have more of them. Divided by their own length, the long ones lose
+# much less than that, and the short ones lose more. They are all just as wrong. That is the
+# mechanism. What it does over thousands of steps on problems that a model cannot solve, wrong
+# answers that grow longer and longer, is shown by Liu et al. (2025).
 
 # %% [markdown] id="dpo-question"
 # ## DPO: no sampling at all

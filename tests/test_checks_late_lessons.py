@@ -12,7 +12,9 @@ from course_lib.checks.registry import find
 
 
 def judged(exercise: str, answer) -> Verdict:
-    return judge(find(exercise), answer, {})
+    asked = find(exercise)
+    assert asked
+    return judge(asked, answer, {})
 
 
 def test_advantages_in_one_flat_list_are_told_about_their_shape_and_not_that_they_miss_zero():

@@ -722,8 +722,9 @@ band("The loop has something to say about the repaired arm", len(diagnose(contro
 #
 # Problems are lines of JSON with a `prompt` and an `answer`. The file becomes an environment; a
 # hash of the prompt holds out one row in ten on average (in a small file it may be more, or fewer).
-# It knows nothing of content: the two wordings below can fall on both sides. Where that matters,
-# give `environment_from_file` a second file with the held-out problems.
+# It knows nothing of content: below, each question that is held out is trained on in its other
+# wording. Where that matters, give `environment_from_file` a second file, with the held-out
+# problems.
 
 # %% id="own-problems"
 import json

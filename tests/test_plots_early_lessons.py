@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from io import BytesIO
+from itertools import pairwise
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from course_lib.plots.heat import heat_map
 from course_lib.plots.lora import kept_figure, lora_run_figure, sweep_figure
 from course_lib.plots.shares import shares_figure
 from course_lib.plots.words import description
@@ -71,3 +73,12 @@ def test_a_run_that_ends_high_leaves_the_low_ones_room():
     axes = sweep_figure({(1, 1e-3): 1.0, (1, 1e-2): 0.5, (1, 1e-1): 5.0}).axes[0]
     low, middle, high = (axes.transData.transform((1e-3, loss))[1] for loss in (0.5, 1.0, 5.0))
     assert (middle - low) / (high - low) > 0.25
+
+
+def test_the_names_of_many_columns_do_not_overlap():
+    """Turned by 60 degrees, "answer" was written across "is"."""
+    names = ["a", "an answer", "is", "<|end|>"] * 7
+    figure = heat_map([[0.0] * 28, [1.0] * 28], "T", "token", "", "nats", columns=names)
+    figure.canvas.draw()
+    boxes = [tick.get_window_extent() for tick in figure.axes[0].get_xticklabels()]
+    assert all(left.x1 <= right.x0 for left, right in pairwise(boxes))

@@ -64,7 +64,7 @@ def _ticks(axes, rows: Sequence[str] | None, columns: Sequence[str] | None) -> N
         else:
             axis.set_ticks(range(len(names)), list(names))
     if columns is not None and max(map(len, columns)) > 4 and len(columns) > 8:
-        axes.tick_params(axis="x", labelrotation=60)
+        axes.tick_params(axis="x", labelrotation=90)
 
 
 def _numbers(axes, values: Matrix, low: float, high: float, signed: bool, digits: int) -> None:

@@ -146,6 +146,12 @@ def _one_by_one(client: Any, data: Any, learning_rate: float) -> Any:
     return [train_step(client, [datum], learning_rate) for datum in data][-1]
 
 
+def _torchs_name_for_the_rate(client: Any, data: Any, learning_rate: float) -> Any:
+    import tinker
+
+    return client.optim_step(tinker.AdamParams(**{"lr": learning_rate}))
+
+
 def _calls(f: Any, client: Any, data: Any, learning_rate: float) -> RecordingClient:
     f(client, data, learning_rate)
     return client
@@ -204,6 +210,11 @@ TRAIN_STEP = Exercise(
             _returns_nothing, "The step is right, but its result is lost: the `return` is missing."
         ),
         "fixed rate": Mutant(_fixed_rate, RATE_IS_LOST),
+        "lr": Mutant(
+            _torchs_name_for_the_rate,
+            "AdamParams refuses one of the names or values that it was given. torch calls the rate "
+            "lr; here its name is learning_rate.",
+        ),
         "one by one": Mutant(
             _one_by_one,
             "It takes one step for each datum. One call of forward_backward takes the whole list, "

@@ -199,6 +199,8 @@ for name, values in rewards.items():
     measured(f"{name}: reward over the last six steps", sum(values[-6:]) / 6)
 
 # %% [markdown] id="penalty-lesson"
+# A leash pulls back, it does not forbid: single steps may lie as far out as without it.
+#
 # What does the leash cost? It depends on how far away lies what pays. Here the worked answers are
 # rare after SFT, so preferring them *is* a distance. A leash is worth its price where the reward
 # can be cheated (lesson 04), or where the model must keep what it knew. With a reward that is the

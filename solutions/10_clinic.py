@@ -529,9 +529,8 @@ quote(untrained.records[0].completions[0], untrained.records[0].prompt)
 band("Fewer than one answer in seven is right", untrained.accuracy < 0.14)
 
 # %% [markdown] id="own-before-answer"
-# It answers in the right form, and nearly always with a wrong sum. One answer in twenty-five is
-# right: most groups would be dead, and RL would learn slowly from the few that are not. So SFT on
-# the till's own replies comes first.
+# It answers in the right form, and nearly always with a wrong sum. So most groups would be dead,
+# and RL would learn slowly from the few that are not. SFT on the till's own replies comes first.
 
 # %% id="own-sft"
 from course_lib.conversations import Conversation, Message

@@ -208,8 +208,8 @@ gap = [after - before for before, after in zip(*curves.values(), strict=True)]
 band("The lead of GRPO is smaller at the largest k", gap[-1] < gap[0])
 
 # %% [markdown] id="paired-question"
-# GRPO's lead shrinks as $k$ grows: for half of the problems the SFT model has a right answer among
-# its four. GRPO has above all made a habit of what SFT could do now and then.
+# GRPO's lead shrinks as $k$ grows: with four answers the SFT model is right about three times as
+# often as with one. GRPO has above all made a habit of what SFT could do now and then.
 #
 # ## Better than what? The paired comparison
 #
@@ -271,9 +271,10 @@ from course_lib.widgets import luck_explorer
 luck_explorer(scores["SFT"], scores["nudged"]).show()
 
 # %% [markdown] id="decide-note"
-# With 20 problems one of the 21 seeds makes the nudged model look worse for certain. It is not: an
-# interval of 95 % misses about once in twenty times. GRPO looks better with every seed; a gain of
-# that size needs no more than ten problems to show.
+# With 20 problems nearly every seed leaves it open. Where one makes the nudged model look better or
+# worse for certain (with 10 problems you may find one, too), it is neither: an interval of 95 %
+# misses about once in twenty times. GRPO looks better with every seed; a gain of that size needs no
+# more than ten problems to show.
 #
 # ## What may be said?
 #
@@ -341,8 +342,8 @@ band("The interval of the change holds 0", change.interval[0] <= 0 <= change.int
 # measure, training is free to give away. Here a short run with a small adapter leaves the old skill
 # about where it was, as far as sixty questions can tell.
 #
-# But see how small it was: after eighty steps of SFT about one village question in eight is
-# answered truly, so there was hardly anything to lose. A regression test is worth as much as the
+# But see how small it was: after eighty steps of SFT only about one village question in five is
+# answered truly, so there was little to lose. A regression test is worth as much as the
 # skill that it watches. Look at the accuracy before as well as at the change.
 #
 # ## Presets: the same lesson, larger

@@ -10,13 +10,13 @@ A field has one home: `model_name` stands in `SFTConfig` only, RL goes on from t
 
 from __future__ import annotations
 
-import os
 import tomllib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+from course_lib.dotenv import setting
 from course_lib.errors import CourseError
 from course_lib.fields import check_choice, check_range, check_types, did_you_mean, kinds, parse
 
@@ -190,7 +190,8 @@ class RunConfig:
 
 def preset(name: str | None = None) -> RunConfig:
     """One of three sizes; without a name `COURSE_PRESET`, else tiny."""
-    name = name or os.environ.get("COURSE_PRESET") or "tiny"
+    place = "preset" if name else "COURSE_PRESET"
+    name = name or setting("COURSE_PRESET") or "tiny"
     if name == "tiny":  # seconds: does it run?
         sft = SFTConfig(batch_size=8, epochs=1, save_every=100, eval_every=100)  # 300 steps
         rl = RLConfig(steps=10, prompts_per_step=4, save_every=5)
@@ -203,7 +204,7 @@ def preset(name: str | None = None) -> RunConfig:
         sft = SFTConfig(batch_size=64, epochs=3)
         rl = RLConfig(steps=500, prompts_per_step=32, save_every=50)
         return RunConfig(preset=name, sft=sft, rl=rl, eval_problems=500)
-    raise CourseError("preset", f"{name!r} is unknown", did_you_mean(name, PRESETS))
+    raise CourseError(place, f"{name!r} is unknown", did_you_mean(name, PRESETS))
 
 
 def load_config(name_or_toml: str | None = None, overrides: Sequence[str] = ()) -> RunConfig:
@@ -234,7 +235,7 @@ def config_to_dict(config: RunConfig) -> dict[str, Any]:
 
 def config_from_dict(values: dict[str, Any], place: str = "config") -> RunConfig:
     """The configuration that `config_to_dict` wrote; unknown fields are errors."""
-    return _updated(RunConfig(), values, place)
+    return _from_file(RunConfig(), values, place)
 
 
 def find_file(path: str | Path) -> Path:
@@ -253,7 +254,20 @@ def _from_toml(path: str) -> RunConfig:
         raise CourseError(path, error.strerror or "cannot be read", remedy) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise CourseError(path, f"is not TOML ({error})", "write field = value lines") from None
-    return _updated(preset(values.get("preset", "quick")), values, path)
+    name = values.get("preset", "quick")
+    if name not in PRESETS:
+        raise CourseError(path, f"preset {name!r} is unknown", did_you_mean(str(name), PRESETS))
+    return _from_file(preset(name), values, path)
+
+
+def _from_file(config: RunConfig, values: dict[str, Any], file: str) -> RunConfig:
+    """`_updated`, where a wrong value is told with the file that it stands in."""
+    try:
+        return _updated(config, values, file)
+    except CourseError as error:
+        if error.place == file:
+            raise
+        raise CourseError(f"{file}: {error.place}", error.finding, error.remedy) from None
 
 
 def _updated(config: RunConfig, values: dict[str, Any], place: str) -> RunConfig:

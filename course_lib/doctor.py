@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 
 from course_lib.client import choose, connect
 from course_lib.config import PRESETS, PROJECT, RunConfig, preset
+from course_lib.dotenv import setting
 from course_lib.evaluation import evaluate
 from course_lib.grpo import train_grpo
 from course_lib.rewards import Score
@@ -69,7 +70,7 @@ def examine(
         service = connect(backend, quiet=True)
         yield f"  it answers, and serves {', '.join(service.models)}"
         return
-    place = Path(store or os.environ.get("COURSE_STORE") or "runs/store")
+    place = Path(store or setting("COURSE_STORE") or "runs/store")
     yield f"  checkpoints are kept in {place}, {_free_gb(place):.0f} GB free"
     yield "What a preset takes here (measured on a few steps of each)"
     with tempfile.TemporaryDirectory() as scratch:

@@ -35,7 +35,6 @@ def isolated(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """What a test exports reaches neither the next test nor the learner's own runs."""
     for name in LEARNERS_CHOICES:
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("COURSE_ENV_FILE", "")  # a developer's .env may hold a real key
     monkeypatch.setenv("COURSE_STORE", str(tmp_path / "store"))
     monkeypatch.setenv("COURSE_ENV_FILE", "")  # a key in the developer's .env is not the tests' key
 

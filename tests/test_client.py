@@ -20,7 +20,8 @@ from tiny_models import tiny_model, tiny_tokenizer
 from course_lib import client
 from course_lib.client import choose, connect, resolve_model
 from course_lib.client import service as service_module
-from course_lib.engine.server import Engine
+from course_lib.config import preset
+from course_lib.engine.server import Engine, start
 from course_lib.errors import CourseError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -69,7 +70,10 @@ def test_each_choice_says_its_reason(monkeypatch: pytest.MonkeyPatch):
     assert choose().reason == "COURSE_BACKEND is set"
 
 
-@pytest.mark.parametrize("backend", ["embeded", "ftp://x", "http://a b"])
+@pytest.mark.parametrize(
+    "backend",
+    ["embeded", "ftp://x", "http://a b", "http://", "http://a:port", "http://[a", "http://a:0"],
+)
 def test_an_unknown_back_end_is_refused(backend: str):
     with pytest.raises(CourseError, match="is not a back end"):
         choose(backend)
@@ -87,6 +91,19 @@ def test_the_env_file_is_read_and_the_environment_wins(
     assert "TINKER_API_KEY" not in os.environ  # a key is not handed on to every subprocess
     monkeypatch.setenv("TINKER_API_KEY", "tml-from-environment")
     assert client.setting("TINKER_API_KEY") == "tml-from-environment"
+
+
+def test_preset_and_store_may_stand_in_the_env_file(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """.env.example offers both, and only the back end was read from it."""
+    monkeypatch.delenv("COURSE_ENV_FILE")
+    monkeypatch.delenv("COURSE_STORE")
+    (tmp_path / ".env").write_text("COURSE_PRESET=quick\nCOURSE_STORE=elsewhere\n")
+    assert preset().preset == "quick"
+    engine = start(model=tiny_folder)
+    engine.stop()
+    assert (tmp_path / "elsewhere").is_dir() and not (tmp_path / "runs").exists()
 
 
 # Hosted ------------------------------------------------------------------------------------------
@@ -125,6 +142,17 @@ def test_a_wrong_hosted_key_is_said(server: Engine, monkeypatch: pytest.MonkeyPa
         connect(confirm=True)
     monkeypatch.setenv("TINKER_API_KEY", "sk-of-somebody-else")
     with pytest.raises(CourseError, match="does not begin with tml-"):
+        connect(confirm=True)
+    for copied in ("tml-a b", "tml-a\n", "tml-\N{EN DASH}"):
+        monkeypatch.setenv("TINKER_API_KEY", copied)
+        with pytest.raises(CourseError, match="copy the key again"):
+            connect(confirm=True)
+
+
+def test_hosted_tinker_out_of_reach_is_a_matter_of_the_network(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("TINKER_API_KEY", "tml-x")
+    monkeypatch.setattr(service_module, "hosted_url", lambda: f"http://127.0.0.1:{free_port()}")
+    with pytest.raises(CourseError, match="look at your network"):
         connect(confirm=True)
 
 

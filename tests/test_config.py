@@ -106,6 +106,25 @@ def test_a_missing_toml_and_a_broken_toml_name_the_file(tmp_path):
         load_config(str(broken))
 
 
+def test_a_wrong_value_in_a_toml_file_names_the_file(tmp_path):
+    file = tmp_path / "mine.toml"
+    for text, said in (
+        ("[sft]\nepochs = 0", f"{file}: SFTConfig.epochs: 0 is out of range"),
+        ('preset = "qick"', f"{file}: preset 'qick' is unknown; did you mean quick"),
+        ("preset = 3", f"{file}: preset 3 is unknown"),
+    ):
+        file.write_text(text)
+        with pytest.raises(CourseError) as caught:
+            load_config(str(file))
+        assert str(caught.value).startswith(said)
+
+
+def test_a_wrong_course_preset_is_named_as_what_was_set(monkeypatch):
+    monkeypatch.setenv("COURSE_PRESET", "qick")
+    with pytest.raises(CourseError, match="COURSE_PRESET: 'qick' is unknown; did you mean quick"):
+        preset()
+
+
 def test_an_unknown_or_misplaced_toml_field_is_an_error(tmp_path):
     file = tmp_path / "mine.toml"
     file.write_text("[rl]\nstepps = 3\n")

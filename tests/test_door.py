@@ -159,6 +159,12 @@ def test_a_taken_port_is_said_in_a_sentence(engine: Engine, tmp_path: Path):
         fake_engine(tmp_path, port=port)
 
 
+@pytest.mark.parametrize("host", ["192.0.2.1", "nobody.invalid"])
+def test_an_address_that_this_machine_lacks_is_not_called_a_taken_port(host: str, tmp_path: Path):
+    with pytest.raises(CourseError, match=f"--host {host}: cannot be used"):
+        fake_engine(tmp_path, host=host)
+
+
 def test_a_name_in_braces_is_a_name_like_any_other(engine: Engine):
     """Routes without parameters are looked up by their path; those with some must not be."""
     url, headers = f"{engine.url}/api/v1/training_runs/%7Brun%7D", {"X-API-Key": engine.api_key}

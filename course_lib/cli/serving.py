@@ -65,6 +65,8 @@ def chat(
     from course_lib.chat import BASE, open_speakers
     from course_lib.client import connect
 
+    if prompt is not None and not prompt.strip():
+        raise CourseError("--prompt", "nothing is asked", "write a question, or leave it out")
     names = [*([BASE] if base or not checkpoints else []), *(checkpoints or [])]
     service = connect(backend, model=model, store=store, confirm=yes, quiet=prompt is not None)
     speakers = open_speakers(

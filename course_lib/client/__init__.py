@@ -8,7 +8,8 @@ What comes back is the SDK's own `tinker.ServiceClient` with a few attributes mo
 
 from __future__ import annotations
 
-from course_lib.client.choice import Choice, choose, setting
+from course_lib.client.choice import Choice, choose
+from course_lib.dotenv import setting
 from course_lib.startup import without_collecting
 
 with without_collecting():  # it imports tinker

@@ -6,11 +6,11 @@ The SDK's stored login (~/.tinker/credentials.json) never decides: what costs mo
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
+from urllib.parse import urlsplit
 
+from course_lib.dotenv import setting
 from course_lib.errors import CourseError
 
 Backend = Literal["embedded", "hosted", "url"]
@@ -53,7 +53,7 @@ def checked_url(url: str, place: str) -> str:
     Raises:
         CourseError: it is not an http or https address.
     """
-    if not url.startswith(("http://", "https://")) or len(url.split()) != 1:
+    if not _is_address(url):
         raise CourseError(
             place,
             f"{url!r} is not a back end",
@@ -62,21 +62,10 @@ def checked_url(url: str, place: str) -> str:
     return url.rstrip("/")
 
 
-def setting(name: str) -> str | None:
-    """An environment variable, or its line in `.env`; empty counts as unset."""
-    return os.environ.get(name) or read_env_file().get(name) or None
-
-
-def read_env_file() -> dict[str, str]:
-    """The `NAME=value` lines of `.env` in the working folder (COURSE_ENV_FILE names another)."""
-    file = os.environ.get("COURSE_ENV_FILE", ".env")
+def _is_address(url: str) -> bool:
     try:
-        lines = Path(file).read_text(encoding="utf-8").splitlines() if file else []
-    except (OSError, ValueError):
-        return {}
-    values = {}
-    for line in lines:
-        name, equals, value = line.strip().removeprefix("export ").partition("=")
-        if equals and not name.startswith("#"):
-            values[name.strip()] = value.strip().strip("'\"")
-    return values
+        parts = urlsplit(url)
+        reachable = bool(parts.hostname) and parts.port != 0  # the port is read and checked here
+    except ValueError:
+        return False
+    return reachable and parts.scheme in ("http", "https") and len(url.split()) == 1

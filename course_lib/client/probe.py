@@ -28,7 +28,9 @@ def bypass_proxies() -> None:
         os.environ[name] = ",".join(hosts + missing)
 
 
-def probe(url: str, api_key: str, sdk_version: str) -> list[dict[str, Any]]:
+def probe(
+    url: str, api_key: str, sdk_version: str, *, hosted: bool = False
+) -> list[dict[str, Any]]:
     """The server's models, as it lists them.
 
     Raises:
@@ -49,11 +51,10 @@ def probe(url: str, api_key: str, sdk_version: str) -> list[dict[str, Any]]:
         raise box["error"]
     if "models" not in box:
         why = box.get("error") or f"no answer within {TIMEOUT_S:.0f} s"
-        raise CourseError(
-            url,
-            f"no Tinker server can be reached there ({why})",
-            "start one with `posttrain engine`, correct the URL, or unset TINKER_BASE_URL",
-        )
+        remedy = "start one with `posttrain engine`, correct the URL, or unset TINKER_BASE_URL"
+        if hosted:
+            remedy = "look at your network, or stay on this machine with the back end embedded"
+        raise CourseError(url, f"no Tinker server can be reached there ({why})", remedy)
     return box["models"]
 
 

@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING
 
 import tinker
 
-from course_lib.client.choice import Choice, choose, setting
+from course_lib.client.choice import Choice, choose
 from course_lib.client.loops import fast_loops
 from course_lib.client.probe import bypass_proxies, is_loopback, probe
 from course_lib.client.tokenizers import teach
+from course_lib.dotenv import setting
 from course_lib.errors import CourseError
 
 if TYPE_CHECKING:
@@ -163,7 +164,7 @@ def _remote(
     url = choice.url or hosted_url()
     if is_loopback(url):
         bypass_proxies()
-    listed = probe(url, api_key, version("tinker"))
+    listed = probe(url, api_key, version("tinker"), hosted=choice.backend == "hosted")
     teach({m["model_name"]: m["tokenizer_id"] for m in listed if m.get("tokenizer_id")})
     names = [m["model_name"] for m in listed if m.get("model_name") and m.get("trainable", True)]
     service = CourseService(choice, url, api_key, names, _default_model(names))
@@ -194,6 +195,9 @@ def _api_key(choice: Choice) -> str:
         )
     if not key.startswith(("tml-", "eyJ")):
         raise CourseError("TINKER_API_KEY", "it does not begin with tml-", "copy the whole key")
+    if not (key.isascii() and key.isprintable() and len(key.split()) == 1):
+        finding = "it holds a blank, a line break or a letter that no key has"
+        raise CourseError("TINKER_API_KEY", finding, "copy the key again, and nothing else")
     return key
 
 

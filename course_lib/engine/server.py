@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import errno
 import ipaddress
 import os
 import socket
@@ -11,6 +12,7 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from course_lib.dotenv import setting
 from course_lib.engine.access import LOCAL_OWNER, LOOPBACK, Access, new_key, read_keys
 from course_lib.errors import CourseError
 
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 
 DEFAULT_STORE = "runs/store"
 OPEN_FILES = 8192  # each sample in flight holds sockets
+EVERYWHERE = ("0.0.0.0", "::")  # every address of this machine
 BACKLOG = 2048  # connections that wait to be accepted: uvicorn's own default
 
 _lock = threading.Lock()
@@ -122,7 +125,7 @@ def start(
     """
     from course_lib.engine.models import load_models, shipped_model
 
-    place = Path(store or os.environ.get("COURSE_STORE") or DEFAULT_STORE).resolve()
+    place = Path(store or setting("COURSE_STORE") or DEFAULT_STORE).resolve()
     key = (str(model or shipped_model()), place, tuple(sorted((aliases or {}).items())))
     with _lock:
         for running, engine in _running.items():
@@ -166,12 +169,14 @@ def serve_forever(
         )
     owners = read_keys(keys) if keys is not None else None
     raise_file_limit()
-    place = Path(store or os.environ.get("COURSE_STORE") or DEFAULT_STORE).resolve()
+    place = Path(store or setting("COURSE_STORE") or DEFAULT_STORE).resolve()
     models = load_models(model, aliases)
     engine = Engine(models, place, host=host, port=port, owners=owners)
     home = tokenizer_home(place / "tokenizers", models)
     print(f"TINKER_BASE_URL={engine.url}")
     print(f"TINKER_API_KEY={engine.api_key or '(the key on your line of the keys file)'}")
+    if host in EVERYWHERE:
+        print(f"# from other machines: this one's name or address in place of {url_host(host)}")
     print(f"# serving {', '.join(models)}; store {place}")
     print(f"# tokenizers by these names, for other programs: HF_HOME={home} HF_HUB_OFFLINE=1")
     print("# Ctrl-C ends it", flush=True)
@@ -190,6 +195,9 @@ def bind(host: str, port: int) -> socket.socket:
         server.listen(BACKLOG)
     except (OSError, OverflowError) as error:
         server.close()
+        if isinstance(error, socket.gaierror) or getattr(error, "errno", 0) == errno.EADDRNOTAVAIL:
+            remedy = "leave it out, or give an address or name that this machine has"
+            raise CourseError(f"--host {host}", f"cannot be used ({error})", remedy) from error
         raise CourseError(
             f"--port {port}", f"{host} cannot be used ({error})", "choose another port, or 0"
         ) from error

@@ -134,8 +134,16 @@ def write_whole(path: str | Path, text: str) -> None:
 
 
 def one_line(error: BaseException) -> str:
-    """An SDK error's message without its line breaks, cut to a readable length."""
-    return " ".join(str(error).split())[:200] or type(error).__name__
+    """What the back end said, without line breaks and the SDK's wrapping, at a readable length.
+
+    >>> one_line(ValueError("Request failed: no such loss for self.request_id='1' and expected"))
+    'no such loss'
+    """
+    body = getattr(error, "body", None)
+    said = body.get("error") if isinstance(body, dict) else None
+    text = said if isinstance(said, str) else str(error)
+    text = text.removeprefix("Request failed: ").split(" for self.request_id=")[0]
+    return " ".join(text.split())[:200] or type(error).__name__
 
 
 def _ends_torn(path: Path) -> bool:

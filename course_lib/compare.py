@@ -90,6 +90,8 @@ def compare(
     Without `reward` those with an answer are checked against it, and only they are judged.
     """
     sides = {}
+    for name in (a, b):  # who is not there is told before the other has answered for minutes
+        _check_side(name, service, max_tokens)
     for name in (a, b):
         sides[name] = _answers(name, problems, service, max_tokens, on_progress)
     rows = []
@@ -179,6 +181,17 @@ def _answers(
     return answers
 
 
+def _check_side(name: str, service: CourseService | None, max_tokens: int) -> None:
+    """Raises CourseError if nobody answers to `name`; a folder's model is not loaded for that."""
+    from course_lib.export.versions import model_folder
+
+    if name != "base" and "://" not in name:
+        model_folder(name)
+        return
+    with open_side(name, service, max_tokens):
+        pass
+
+
 @contextmanager
 def open_side(name: str, service: CourseService | None, max_tokens: int) -> Iterator[Ask]:
     """A function that answers for `name`: a folder, a URL, a tinker:// path, or `base`."""
@@ -222,7 +235,8 @@ def _endpoint(url: str, max_tokens: int) -> Iterator[Ask]:
     """An OpenAI-compatible endpoint, ".../v1"; the key is POSTTRAIN_API_KEY."""
     import httpx
 
-    headers = {"authorization": f"Bearer {os.environ.get(KEY_VARIABLE, '')}"}
+    key = os.environ.get(KEY_VARIABLE)
+    headers = {"authorization": f"Bearer {key}"} if key else {}
     outside = httpx.URL(url).host not in ("127.0.0.1", "localhost", "::1")
     with httpx.Client(headers=headers, timeout=900, trust_env=outside) as client:
 

@@ -128,3 +128,9 @@ LOSS_INPUTS: dict[str, tuple[str, ...]] = {
     "dro": ("logprobs", "advantages"),
     "gspo": ("logprobs", "advantages", "sequence_ratio_mask"),
 }
+
+
+def check_settings(loss_fn: str, config: Mapping[str, float]) -> None:
+    """Raises CourseError for a setting that the loss does not take."""
+    one = torch.ones(1)  # a loss reads its settings when it is computed
+    LOSSES[loss_fn](one, dict.fromkeys(LOSS_INPUTS[loss_fn], one), config)

@@ -174,7 +174,13 @@ def run_rl(
 
 
 def start_run(config: RunConfig, out: Path, *, resume: bool = False) -> None:
-    """Make the run's folder, or check that it holds the run to go on with."""
+    """Make the run's folder, or check that it holds the run to go on with.
+
+    What only RL reads is checked here as well: SFT comes first, and may take an hour.
+    """
+    from course_lib.losses import check_settings
+
+    check_settings(config.rl.loss_fn, config.rl.loss_fn_config)
     file = out / "config.json"
     if resume:
         if saved_config(out) != config:

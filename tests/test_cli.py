@@ -222,6 +222,7 @@ BAD_INPUT: dict[str, tuple[list[str], int, str]] = {
     "field without value": (["sft", "--set", "steps"], 1, r"'steps' has no '='"),
     "value of the wrong type": (["sft", "--set", "epochs=two"], 1, r"epochs.*'two'"),
     "value out of range": (["sft", "--set", "epochs=-1"], 1, r"epochs: -1 is out of range"),
+    "nothing to chat about": (["chat", "--prompt", " "], 1, r"^--prompt: nothing is asked"),
     "negative seed": (["all", "--seed", "-1"], 1, r"seed: -1 is out of range"),
     "run to resume is not there": (["all", "--resume", "nowhere"], 1, r"^nowhere: holds no run"),
     "run to diagnose is not there": (["diagnose", "nowhere"], 1, r"^nowhere/metrics\.jsonl: No "),
@@ -323,6 +324,13 @@ def test_a_row_over_the_models_context_is_refused_in_training(online, tmp_path, 
     code, line = refused(["sft", *options], capsys)
 
     assert code == 1 and "context" in line and "1024" in line
+
+
+def test_a_setting_that_the_rl_loss_lacks_is_told_before_sft(embedded, small, capsys):
+    code, line = refused(["all", *embedded, *small, "--set", "loss_fn_config={beta=1}"], capsys)
+
+    assert code == 1
+    assert line == "loss_fn_config: 'beta' is unknown; this loss takes no settings"
 
 
 def test_a_full_disk_while_saving_is_one_line_and_the_run_can_go_on(

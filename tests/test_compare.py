@@ -66,6 +66,15 @@ def test_a_folder_its_endpoint_and_its_engine_answer_the_same(folders, tmp_path,
     assert [r.b for r in by_engine.rows] == [r.a for r in by_url.rows]
 
 
+@pytest.mark.parametrize("other", ["nowhere", "http://127.0.0.1:9/v1", "tinker://a/weights/b"])
+def test_a_second_side_that_is_not_there_is_told_before_the_first_is_asked(folders, other):
+    def asked(name: str, done: int, total: int) -> None:
+        raise AssertionError(f"{name} was asked")
+
+    with pytest.raises(CourseError, match=other):
+        compare(str(folders[0]), other, PROBLEMS, on_progress=asked)
+
+
 def test_two_models_differ_and_any_reward_may_judge(folders):
     one, two = map(str, folders)
     seen = []

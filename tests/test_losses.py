@@ -11,6 +11,7 @@ from course_lib.errors import CourseError
 from course_lib.losses import (
     LOSS_INPUTS,
     LOSSES,
+    check_settings,
     cross_entropy,
     dro,
     importance_sampling,
@@ -168,3 +169,10 @@ def test_a_setting_that_is_no_number_is_refused(value):
     inputs = {"logprobs": torch.ones(1), "advantages": torch.ones(1)}
     with pytest.raises(CourseError, match="beta is"):
         dro(torch.zeros(1), inputs, {"beta": value})
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_settings_are_checked_without_a_batch(name: str):
+    check_settings(name, {})
+    with pytest.raises(CourseError, match="'margin' is unknown"):
+        check_settings(name, {"margin": 1.0})

@@ -63,5 +63,7 @@ def one_line(error: Exception) -> str | None:
         place = error.filename or "this machine"
         return f"{place}: {error.strerror}; free what it needs, or choose another place"
     if type(error).__module__.split(".")[0] == "tinker":
-        return f"the back end refused: {' '.join(str(error).split())}"
+        from course_lib import checkpoints
+
+        return f"the back end refused: {checkpoints.one_line(error)}"
     return None

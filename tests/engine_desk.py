@@ -9,6 +9,7 @@ import tinker
 from fake_compute import FakeCompute, fake_engine, fake_models
 from tinker import types
 
+from course_lib.client.loopback import prefer_loopback
 from course_lib.engine.limits import Limits
 
 CONFIGS = {
@@ -20,6 +21,7 @@ CONFIGS = {
         "use_pyqwest_transport": False,
     },
     "serial": {"parallel_fwdbwd_chunks": False, "sample_no_retries": True},
+    "defaults, loopback": {},  # by the course's own HTTP client, as `connect()` does it
 }
 WAIT_S = 15
 
@@ -27,7 +29,10 @@ WAIT_S = 15
 class Desk:
     """An engine, the stand-in behind it, and a service client in front."""
 
-    def __init__(self, store: Path, config: dict, limits: Limits | None = None) -> None:
+    def __init__(
+        self, store: Path, config: dict, limits: Limits | None = None, *, loopback: bool = False
+    ) -> None:
+        self.loopback = loopback
         self.compute = FakeCompute()
         self.engine = fake_engine(
             store,
@@ -39,7 +44,10 @@ class Desk:
         self.service = self.connect()
 
     def connect(self) -> tinker.ServiceClient:
-        return tinker.ServiceClient(base_url=self.engine.url, api_key=self.engine.api_key)
+        service = tinker.ServiceClient(base_url=self.engine.url, api_key=self.engine.api_key)
+        if self.loopback:
+            prefer_loopback(service.holder)
+        return service
 
     @property
     def rest(self) -> tinker.RestClient:

@@ -1,7 +1,7 @@
 """The protocol, spoken by the unmodified SDK over loopback to an engine with a stand-in for torch.
 
 Everything runs under the three client configurations that a Tinker server may hand out, since each
-makes the SDK use other endpoints.
+makes the SDK use other endpoints, and once more over the HTTP client that `connect()` gives it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from course_lib.engine.names import parse_path
 def desk(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Desk]:
-    desk = Desk(tmp_path_factory.mktemp("store"), CONFIGS[request.param])
+    store, loopback = tmp_path_factory.mktemp("store"), "loopback" in request.param
+    desk = Desk(store, CONFIGS[request.param], loopback=loopback)
     yield desk
     desk.close()
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import tinker
 
 from course_lib.client.choice import Choice, choose
+from course_lib.client.loopback import prefer_loopback
 from course_lib.client.loops import fast_loops
 from course_lib.client.probe import bypass_proxies, is_loopback, probe
 from course_lib.client.tokenizers import teach
@@ -54,8 +55,12 @@ class CourseService(tinker.ServiceClient):
     @property
     def holder(self) -> InternalClientHolder:
         """The SDK's connection; making the first one also starts the event loop of all."""
-        with contextlib.nullcontext() if self._connected else fast_loops():
+        if self._connected:
+            return super().holder
+        with fast_loops():
             holder = super().holder
+        if self.engine is not None:
+            prefer_loopback(holder)
         self._connected = True
         return holder
 

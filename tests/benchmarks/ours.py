@@ -31,7 +31,9 @@ def idle_service(model: str):
     store = tempfile.mkdtemp(prefix="bench-store-")
     engine = Engine(load_models(model_folder(model)), store, compute=idle_compute()).launch()
     os.environ["TINKER_API_KEY"] = engine.api_key
-    return connect(engine.url, model="course/base", quiet=True)
+    connected = connect(engine.url, model="course/base", quiet=True)
+    connected.engine = engine  # it is in this process, so calls take the way that they take there
+    return connected
 
 
 def idle_compute():

@@ -113,8 +113,8 @@ def draws(logits: list[float], count: int = 20_000, **settings: float) -> np.nda
         torch.device("cpu"),
     )
     seeds = np.arange(count, dtype=np.uint64)
-    logprobs = how.logprobs(torch.tensor(logits).expand(count, -1))
-    tokens = how.pick(logprobs, uniforms(seeds, np.zeros(count, dtype=np.int64)))
+    rows = torch.tensor(logits).expand(count, -1)
+    tokens = how.pick(rows, how.probs(rows), uniforms(seeds, np.zeros(count, dtype=np.int64)))
     return np.bincount(tokens.numpy(), minlength=len(logits)) / count
 
 
@@ -199,6 +199,44 @@ def test_deterministic_decoding_is_bit_identical_whatever_else_runs():
         future = sampler.submit(request, weights)
         sampler.run_until_idle()
         assert future.result(timeout=0).sequences == alone.sequences  # tokens and logprobs
+
+
+def test_prompts_of_every_length_are_read_alike():
+    """Short ones attend by plain products, long ones by torch's function; padding is left out."""
+    base = tiny_base()
+    prompts = [random_tokens(length, length) for length in (1, 2, 50, 96, 97, 120)]
+    sampler, weights = Sampler(base), base.sampler_weights(None)
+    for group in (prompts, prompts[:3], prompts[:1]):
+        futures = [
+            sampler.submit(SampleRequest(prompt, max_tokens=2, temperature=0.0, stop=[]), weights)
+            for prompt in group
+        ]
+        sampler.run_until_idle()
+        for prompt, future in zip(group, futures, strict=True):
+            tokens = future.result(0).sequences[0].tokens
+            for _ in range(2):
+                first = int(full_logits(base, prompt)[-1].argmax())
+                assert tokens.pop(0) == first
+                prompt = np.append(prompt, first)
+
+
+def test_each_row_stops_at_its_own_tokens_and_limit():
+    base = tiny_base()
+    stops = [[], [7], [3, 7, 11], list(range(0, VOCAB, 4))]
+    sampler, weights = Sampler(base), base.sampler_weights(None)
+    futures = [
+        sampler.submit(
+            SampleRequest(random_tokens(4), 6, max_tokens=20 + index, seed=5, stop=stop), weights
+        )
+        for index, stop in enumerate(stops)
+    ]
+    sampler.run_until_idle()
+    for index, (stop, future) in enumerate(zip(stops, futures, strict=True)):
+        for sequence in future.result(0).sequences:
+            ends = [place for place, token in enumerate(sequence.tokens) if token in stop]
+            whole = len(sequence.tokens) == 20 + index
+            assert ends == ([] if sequence.stop_reason == "length" else [len(sequence.tokens) - 1])
+            assert whole or sequence.stop_reason == "stop"
 
 
 def stopped(text_so_far: str, **settings: object):

@@ -4,6 +4,10 @@ All rows share one clock: column t of the slab is written by every row in the sa
 that came later starts at a later column (`start`), and everything left of it is masked. Rows that
 have ended are overwritten by the last ones. It is a `transformers` cache, so any causal LM can
 write to it.
+
+A slab has few columns that are not in use yet, and is copied to a wider one when they are. Room for
+all tokens to come would save these copies, and cost more: attention then jumps from row to row over
+memory that it does not read, the processor fetches nothing ahead, and takes twice as long.
 """
 
 from __future__ import annotations
@@ -11,11 +15,15 @@ from __future__ import annotations
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-HEADROOM = 32  # columns and rows are allocated in multiples of it
+SPARE = 8  # columns that may be unused, or one in sixteen where that is more
 
 
 class SlabLayer(CacheLayerMixin):
-    """Keys and values of one layer: buffers (rows, heads, columns, dim), in use up to a corner."""
+    """Keys and values of one layer: buffers (rows, heads, columns, dim), in use up to a corner.
+
+    What is not in use of a live row holds zeros: who attends to all columns masks these, and a NaN
+    would survive the mask.
+    """
 
     is_sliding = False  # windows are cut by the attention mask
 
@@ -24,6 +32,11 @@ class SlabLayer(CacheLayerMixin):
         self.rows = 0
         self.length = 0
 
+    @property
+    def width(self) -> int:
+        """The columns there are, in use or not."""
+        return self.keys.shape[2]
+
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         self.keys = key_states.new_empty(0, key_states.shape[1], 0, key_states.shape[3])
         self.values = value_states.new_empty(0, value_states.shape[1], 0, value_states.shape[3])
@@ -31,14 +44,21 @@ class SlabLayer(CacheLayerMixin):
 
     def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs):
         """Write the new columns (B, heads, Q, dim) of all rows; return everything up to them."""
+        keys, values = self.write(key_states, value_states)
+        return keys[:, :, : self.length], values[:, :, : self.length]
+
+    def write(self, key_states: Tensor, value_states: Tensor) -> tuple[Tensor, Tensor]:
+        """The same, but return all columns, (B, heads, `width`, dim), which lie close together."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         rows, end = key_states.shape[0], self.length + key_states.shape[2]
         self.reserve(rows, end)
-        self.keys[:rows, :, self.length : end] = key_states
-        self.values[:rows, :, self.length : end] = value_states
+        for buffer, states in ((self.keys, key_states), (self.values, value_states)):
+            buffer[:rows, :, self.length : end] = states
+            if rows > self.rows:
+                buffer[self.rows : rows, :, end:] = 0
         self.rows, self.length = rows, end
-        return self.keys[:rows, :, :end], self.values[:rows, :, :end]
+        return self.keys[:rows], self.values[:rows]
 
     def reserve(self, rows: int, columns: int, shift: int = 0) -> None:
         """Make room, and move what is there `shift` columns to the right."""
@@ -47,46 +67,49 @@ class SlabLayer(CacheLayerMixin):
             return
         rows = had_rows if rows <= had_rows else max(rows, 2 * self.rows)
         if columns > had_columns:
-            columns = -(-max(columns, self.length * 3 // 2) // HEADROOM) * HEADROOM
+            columns += max(SPARE, columns // 16)
         columns = max(columns, had_columns)
         for name in ("keys", "values"):
             old = getattr(self, name)
             new = old.new_empty(rows, heads, columns, old.shape[3])
-            new[: self.rows, :, shift : shift + self.length] = old[: self.rows, :, : self.length]
-            # What stands left of a row's start is masked, but a NaN there would survive the mask.
             new[: self.rows, :, :shift] = 0
+            new[: self.rows, :, shift : shift + self.length] = old[: self.rows, :, : self.length]
+            new[: self.rows, :, shift + self.length :] = 0
             setattr(self, name, new)
         self.length += shift
 
-    def admit(self, other: SlabLayer, index: Tensor, ahead: int) -> None:
-        """Append rows `index` of another slab, ending at this slab's last column.
-
-        Room is made for `ahead` more columns, so that decoding need not move everything.
-        """
-        if not self.is_initialized:
-            self.lazy_initialization(other.keys, other.values)
+    def admit(self, other: SlabLayer, index: Tensor) -> None:
+        """Append rows `index` of another slab, ending at this slab's last column."""
+        if not self.rows:  # nothing to be next to
+            self.keys = other.keys.index_select(0, index)
+            self.values = other.values.index_select(0, index)
+            self.rows, self.length, self.is_initialized = len(index), other.length, True
+            return
         rows, length = self.rows + len(index), max(self.length, other.length)
-        self.reserve(rows, length + ahead, shift=length - self.length if self.rows else 0)
+        self.reserve(rows, length, shift=length - self.length)
         first = length - other.length
         for mine, theirs in ((self.keys, other.keys), (self.values, other.values)):
             mine[self.rows : rows, :, :first] = 0
-            mine[self.rows : rows, :, first:length] = theirs[index, :, : other.length]
+            mine[self.rows : rows, :, first:length] = theirs.index_select(0, index)[
+                :, :, : other.length
+            ]
+            mine[self.rows : rows, :, length:] = 0
         self.rows, self.length = rows, length
 
     def keep(self, holes: Tensor, tails: Tensor, rows: int) -> None:
         """Overwrite ended rows, `holes`, with live ones, `tails`; forget all from `rows` on."""
         if len(holes):
             for buffer in (self.keys, self.values):
-                buffer[holes, :, : self.length] = buffer[tails, :, : self.length]
+                buffer[holes] = buffer[tails]
         self.rows = rows
         if not rows:
             self.length = 0
 
     def trim(self, columns: int) -> None:
         """Forget the first columns, which no live row looks at any more."""
-        for buffer in (self.keys, self.values):
-            kept = buffer[: self.rows, :, columns : self.length].clone()
-            buffer[: self.rows, :, : self.length - columns] = kept
+        for name in ("keys", "values"):
+            kept = getattr(self, name)[: self.rows, :, columns:]
+            setattr(self, name, kept.contiguous())
         self.length -= columns
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from course_lib.engine.forwards import Forward
 from course_lib.engine.picking import Drawing, top_entries, uniforms
 from course_lib.engine.requests import SampledSequence, SampleRequest
 
-AHEAD = 64  # columns of cache to allocate for tokens to come
+DRAWS = 16  # random numbers of a row that are made at once
 
 
 @dataclass(eq=False)
@@ -45,7 +46,11 @@ class Row:
 
 
 class Settings:
-    """What the rows of a batch ask for, side by side; made anew when rows come or go."""
+    """What the rows of a batch ask for, side by side; made anew when rows come or go.
+
+    What changes from token to token is worked out for many at once: random numbers, and how many
+    tokens nobody's limit ends.
+    """
 
     def __init__(self, rows: list[Row], device: torch.device) -> None:
         requests = [row.request for row in rows]
@@ -58,27 +63,37 @@ class Settings:
         start = [row.start for row in rows]
         self.start = torch.tensor(start, device=device) if any(start) else None
         self.seeds = np.array([row.seed for row in rows], dtype=np.int64).view(np.uint64)
-        self.counts = np.array([len(row.tokens) for row in rows])  # tokens drawn so far
-        self.limits = np.array([row.limit for row in rows])
-        self.stop_ids = sorted({row.stop_ids for row in rows}, key=hash)
-        self.stop_rule = np.array([self.stop_ids.index(row.stop_ids) for row in rows])
+        self.counts = np.array([len(row.tokens) for row in rows])  # tokens drawn before these
+        self.left = np.array([row.limit for row in rows]) - self.counts  # tokens that may come
+        self.first_left = int(self.left.min(initial=1))
+        self.drawn = 0  # tokens since then
+        stops = [*zip_longest(*(row.stop_ids for row in rows), fillvalue=-1)]  # -1: no token
+        self.stop_ids = np.array(stops, dtype=np.int64).reshape(-1, len(rows))  # (most, B)
         self.text_rows = [row for row in rows if row.stop_text is not None]
         self.topk_rows = [i for i, request in enumerate(requests) if request.topk_sample_logprobs]
         self.watchers = [(row, row.request.on_token) for row in rows if row.request.on_token]
 
+    def draws(self) -> np.ndarray:
+        """The next random number of each row (B,)."""
+        column = self.drawn % DRAWS
+        if not column:
+            counts = self.counts + self.drawn + np.arange(DRAWS)[:, None]
+            self._draws = uniforms(self.seeds, counts)  # (DRAWS, B)
+        return self._draws[column]
+
 
 def draw(logits: Tensor, rows: list[Row], settings: Settings) -> Tensor:
     """Give each row its next token, from logits (B, V); returns the tokens (B,)."""
-    logprobs = settings.how.logprobs(logits)  # (B, V)
-    tokens = settings.how.pick(logprobs, uniforms(settings.seeds, settings.counts))
-    chosen = logprobs.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
-    settings.counts += 1
+    probs = settings.how.probs(logits)  # (B, V)
+    tokens = settings.how.pick(logits, probs, settings.draws())
+    chosen = probs.gather(-1, tokens.unsqueeze(-1)).squeeze(-1).log_()
+    settings.drawn += 1
     for row, token, logprob in zip(rows, tokens.tolist(), chosen.tolist(), strict=True):
         row.tokens.append(token)
         row.logprobs.append(logprob)
     for index in settings.topk_rows:
         row = rows[index]
-        row.topk += top_entries(logprobs[index : index + 1], row.request.topk_sample_logprobs)
+        row.topk += top_entries(probs[index : index + 1].log(), row.request.topk_sample_logprobs)
     for row, on_token in settings.watchers:
         on_token(row.sample, row.tokens[-1], row.logprobs[-1])
     mark_ended(rows, settings, tokens.cpu().numpy())
@@ -87,11 +102,11 @@ def draw(logits: Tensor, rows: list[Row], settings: Settings) -> Tensor:
 
 def mark_ended(rows: list[Row], settings: Settings, tokens: np.ndarray) -> None:
     """Give a stop reason to each row whose newest token (B,) was its last."""
-    for index in np.flatnonzero(settings.counts >= settings.limits):
-        rows[index].stop_reason = "length"
-    for rule, ids in enumerate(settings.stop_ids):
-        for index in np.flatnonzero(np.isin(tokens, [*ids]) & (settings.stop_rule == rule)):
-            rows[index].stop_reason = "stop"
+    if settings.drawn >= settings.first_left:
+        for index in np.flatnonzero(settings.drawn >= settings.left):
+            rows[index].stop_reason = "length"
+    for index in np.flatnonzero((tokens == settings.stop_ids).any(axis=0)):
+        rows[index].stop_reason = "stop"
     for row in settings.text_rows:
         if row.stop_text is not None and row.stop_text(row.tokens):
             row.stop_reason = "stop"
@@ -100,11 +115,11 @@ def mark_ended(rows: list[Row], settings: Settings, tokens: np.ndarray) -> None:
 class Batch:
     """Rows that are decoded together with one set of weights."""
 
-    def __init__(self, forward: Forward, weights: Any, cache: Cache | None = None) -> None:
+    def __init__(self, forward: Forward, weights: Any) -> None:
         self.forward = forward
         self.weights = weights
         self.rows: list[Row] = []
-        self.cache = cache or new_cache()  # an empty one that was used before saves its allocation
+        self.cache = new_cache()
         # Each row's newest token, which is not in the cache yet.
         self._last = torch.empty(0, dtype=torch.long, device=forward.device)
         self._settings: Settings | None = None
@@ -141,11 +156,10 @@ class Batch:
         """Append new rows with the columns of their prompts, so that all rows end in one column."""
         new, old = cache.get_seq_length(), self.cache.get_seq_length()
         index = torch.tensor(source, device=self.forward.device)
-        ahead = min(AHEAD, max(row.limit for row in rows))
         while len(self.cache.layers) < len(cache.layers):
             self.cache.layers.append(SlabLayer())
         for mine, theirs in zip(self.cache.layers, cache.layers, strict=True):
-            mine.admit(theirs, index, ahead)
+            mine.admit(theirs, index)
         for moved, shift in ((self.rows, max(0, new - old)), (rows, max(0, old - new))):
             for row in moved:
                 row.start += shift

@@ -17,9 +17,11 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
+from course_lib.engine.attention import SHORT
 from course_lib.engine.llama import Llama, Weights
 from course_lib.engine.lora import Folding, sharing_copy
 
+REORDER_AT = 16  # tokens decoded with the same weights: it costs as much as it saves in ten
 MASKED = -1e30  # not minus infinity: a padded column sees nothing, and its softmax must stay finite
 
 
@@ -109,31 +111,59 @@ class LlamaForward:
         every: bool = False,
     ) -> Tensor:
         rows, new = tokens.shape
+        if new == 1 and cache.layers:
+            return weights.head(self.next(weights, tokens.squeeze(1), start, cache))
         past = cache.get_seq_length()
         columns = torch.arange(past + new, device=tokens.device)
         positions = columns[past:].expand(rows, new)
+        real = None  # the tokens that are no padding, where only these are computed
         if start is not None:
+            if not every:
+                real = (positions >= start.unsqueeze(-1)).flatten().nonzero().squeeze(-1)
             positions = (positions - start.unsqueeze(-1)).clamp(min=0)
         mask = visible(columns, past, start)
 
         def attend(layer: int, qkv: Tensor) -> Tensor:
+            if real is not None:
+                padded = qkv.new_zeros(rows * new, *qkv.shape[1:])
+                qkv = padded.index_copy_(0, real, qkv)
+            qkv = qkv.unflatten(0, (rows, new)).transpose(1, 2)  # (B, n, Q, D)
             q, k, v = self.llama.apart(qkv)
-            k, v = (part.unflatten(0, (rows, new)).transpose(1, 2) for part in (k, v))
             keys, values = cache.update(k, v, layer)  # (B, kv_heads, L, D)
-            if new == 1:
-                return one_query(q, keys, values, mask)
-            mixed = F.scaled_dot_product_attention(
-                q.unflatten(0, (rows, new)).transpose(1, 2),
-                keys,
-                values,
-                attn_mask=mask,
-                enable_gqa=q.shape[1] != keys.shape[1],
-            )
-            return mixed.transpose(1, 2).reshape(rows * new, -1)
+            mixed = attention(q, keys, values, mask).transpose(1, 2).reshape(rows * new, -1)
+            return mixed if real is None else mixed.index_select(0, real)
 
-        hidden, _ = self.llama.hidden(weights, tokens.flatten(), positions.flatten(), attend)
-        hidden = hidden.unflatten(0, (rows, new))
-        return weights.head(hidden if every else hidden[:, -1])
+        chosen, at = tokens.flatten(), positions.flatten()
+        if real is not None:
+            chosen, at = chosen.index_select(0, real), at.index_select(0, real)
+        hidden, _ = self.llama.hidden(weights, chosen, at, attend)  # (T, H)
+        if every:
+            return weights.head(hidden.unflatten(0, (rows, new)))
+        ends = new - (start if start is not None else torch.zeros_like(tokens[:, 0]))
+        return weights.head(hidden.index_select(0, ends.cumsum(0) - 1))
+
+    def next(self, weights: Weights, tokens: Tensor, start: Tensor | None, cache: Cache) -> Tensor:
+        """The hidden states (B, H) of one token more for each row (B,)."""
+        weights.decoded += 1
+        if weights.decoded == REORDER_AT:
+            weights.reorder()
+        past = cache.get_seq_length()
+        for layer in cache.layers:
+            layer.reserve(len(tokens), past + 1)
+        columns = torch.arange(cache.layers[0].width, device=tokens.device)
+        hidden = columns > past  # not in use yet, (L,); or left of a row's start, (B, L)
+        positions = columns[past].expand(len(tokens))
+        if start is not None:
+            hidden = hidden | (columns < start.unsqueeze(-1))
+            positions = positions - start
+        mask = hidden.float().mul_(MASKED).view(-1, 1, 1, len(columns))
+
+        def attend(layer: int, qkv: Tensor) -> Tensor:
+            q, k, v = self.llama.apart(qkv.unsqueeze(2))  # (B, heads, 1, D)
+            keys, values = cache.layers[layer].write(k, v)
+            return attention(q, keys, values, mask).flatten(1)
+
+        return self.llama.hidden(weights, tokens, positions, attend)[0]
 
 
 def visible(columns: Tensor, past: int, start: Tensor | None) -> Tensor | None:
@@ -148,10 +178,17 @@ def visible(columns: Tensor, past: int, start: Tensor | None) -> Tensor | None:
     return mask
 
 
-def one_query(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
-    """Attention of one new token per row, q (B, heads, D) -> (B, H): plain products are fastest."""
-    grouped = q.unflatten(1, (keys.shape[1], -1))  # (B, kv_heads, heads / kv_heads, D)
-    scores = (grouped * q.shape[-1] ** -0.5) @ keys.transpose(-1, -2)  # (..., L)
+def attention(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
+    """What the queries (B, heads, Q, D) find among keys and values (B, kv_heads, L, D).
+
+    For one query, and where rows are short, plain products are faster than torch's own function.
+    """
+    (rows, kv_heads, columns, dim), heads = keys.shape, q.shape[1]
+    if q.shape[2] > 1 and columns > SHORT:
+        gqa = heads != kv_heads
+        return F.scaled_dot_product_attention(q, keys, values, attn_mask=mask, enable_gqa=gqa)
+    queries = (q * dim**-0.5).reshape(rows * kv_heads, -1, dim)  # (B kv_heads, heads/kv_heads Q, D)
+    scores = queries @ keys.flatten(0, 1).transpose(1, 2)
     if mask is not None:
-        scores += mask
-    return (scores.softmax(-1) @ values).flatten(1)
+        scores.view(rows, heads, -1, columns).add_(mask)
+    return (scores.softmax(-1) @ values.flatten(0, 1)).view(q.shape)

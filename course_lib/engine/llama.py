@@ -23,6 +23,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from course_lib.engine.reorder import ROOM, product, product_added, reordered, worth_it
+
 STATIC_ROTATIONS = ("default", "linear", "llama3", "yarn")
 
 
@@ -34,12 +36,17 @@ class Matrix:
     a: Tensor | None = None  # the adapters' A matrices, one below the other
     bs: list[Tensor] = field(default_factory=list)
     blocks: tuple[tuple[int, int], ...] = ()  # the rows that each B writes to
+    reordered: Tensor | None = None  # the weight once more, for sampling
 
     def __call__(self, x: Tensor) -> Tensor:
+        if self.reordered is not None and worth_it(x, self.weight):
+            return product(x, self.reordered)
         return x @ self.weight.T
 
     def added(self, to: Tensor, x: Tensor) -> Tensor:
         """to + W x, in one pass."""
+        if self.reordered is not None and worth_it(x, self.weight):
+            return product_added(to, x, self.reordered)
         return torch.addmm(to, x, self.weight.T)
 
     @property
@@ -101,6 +108,14 @@ class Weights:
     layers: list[Layer]
     head: Matrix
     embedding: Tensor
+    decoded: int = 0  # tokens, one after the other
+
+    def reorder(self) -> None:
+        """Give each matrix the order in which products of few rows are fast."""
+        matrices = [*chain.from_iterable(layer.matrices for layer in self.layers), self.head]
+        if sum(matrix.weight.nbytes for matrix in matrices) <= ROOM:
+            for matrix in matrices:
+                matrix.reordered = reordered(matrix.weight)
 
     @property
     def adapters(self) -> list[Tensor]:
@@ -184,7 +199,7 @@ class Llama:
         return split.transpose(1, 2).reshape(rows.shape)
 
     def apart(self, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The queries (T, heads, D), keys and values (T, kv_heads, D) of qkv (T, n, D)."""
+        """The queries, keys and values of qkv (T, n, ...): heads, kv_heads, kv_heads vectors."""
         return qkv.split_with_sizes([self.heads, self.kv_heads, self.kv_heads], dim=1)  # type: ignore
 
     def rotated(self, qkv: Tensor, rotations: Tensor) -> Tensor:

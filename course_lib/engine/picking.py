@@ -1,4 +1,4 @@
-"""How is a token picked? From logits to one token for each row, with its log-probability.
+"""How is a token picked? From logits to probabilities, to one token for each row.
 
 The random stream of a row depends on its seed and on how many tokens it has drawn, on nothing else:
 a row in a full batch draws the same numbers as alone. The stream is SplitMix64 (Steele, Lea and
@@ -17,7 +17,7 @@ GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
 def uniforms(seeds: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """One number in [0, 1) for each row: number `counts` (B,) of the stream of `seeds` (B,)."""
+    """Numbers in [0, 1): number `counts` of the stream of `seeds`, of shapes that go together."""
     with np.errstate(over="ignore"):
         key = scramble(seeds.astype(np.uint64) + GOLDEN)
         bits = scramble(key + GOLDEN * (counts.astype(np.uint64) + np.uint64(1)))
@@ -60,23 +60,23 @@ class Drawing:
             torch.tensor(cut, device=device) if cut else None,
         )
 
-    def logprobs(self, logits: Tensor) -> Tensor:
-        """log softmax(logits / T) (B, V) in float32; for T = 0 (greedy) that of T = 1."""
+    def probs(self, logits: Tensor) -> Tensor:
+        """softmax(logits / T) (B, V) in float32; for T = 0 (greedy) that of T = 1."""
         logits = logits.float()
         if self.scaled:
             divisor = torch.where(self.temperature > 0, self.temperature, 1.0)
             logits = logits / divisor.unsqueeze(-1)
-        return torch.log_softmax(logits, dim=-1)
+        return torch.softmax(logits, dim=-1)
 
-    def pick(self, logprobs: Tensor, draws: np.ndarray) -> Tensor:
+    def pick(self, logits: Tensor, probs: Tensor, draws: np.ndarray) -> Tensor:
         """One token for each row (B,): the first whose cumulated probability passes the draw.
 
-        top_k and top_p cut the distribution that is drawn from, not the log-probabilities.
+        top_k and top_p cut what is drawn from, not `probs`. Greedy rows take the largest logit.
         """
-        probs = logprobs.exp()  # (B, V)
         if self.cut is not None:
             rows = self.cut
-            probs[rows] = truncated(probs[rows], self.top_k[rows], self.top_p[rows])
+            kept = truncated(probs[rows], self.top_k[rows], self.top_p[rows])
+            probs = probs.index_copy(0, rows, kept)
         exact = torch.float32 if probs.device.type == "mps" else torch.float64
         cumulated = probs.cumsum(-1, dtype=exact)
         total = cumulated[:, -1]
@@ -84,7 +84,7 @@ class Drawing:
         tokens = torch.searchsorted(cumulated, thresholds, right=True).squeeze(-1)
         if not self.greedy:
             return tokens
-        return torch.where(self.temperature > 0, tokens, logprobs.argmax(-1))
+        return torch.where(self.temperature > 0, tokens, logits.argmax(-1))
 
 
 def truncated(probs: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:

@@ -59,9 +59,9 @@ def alternatives(
     how = Drawing.of(
         [request.temperature] * rows, [request.top_k] * rows, [request.top_p] * rows, logits.device
     )
-    scaled = how.logprobs(logits)
+    probs = how.probs(logits)
     seeds = np.full(rows, seed, dtype=np.int64).view(np.uint64)
     counts = ALTERNATIVES + np.arange(rows * k).reshape(k, rows)
-    columns = [how.pick(scaled, uniforms(seeds, counts[column])) for column in range(k)]
+    columns = [how.pick(logits, probs, uniforms(seeds, counts[column])) for column in range(k)]
     tokens = torch.stack(columns, dim=-1)  # (P - 1, k)
     return tokens.cpu().numpy(), logprobs.gather(-1, tokens).cpu().numpy()

@@ -20,7 +20,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
-from transformers.cache_utils import Cache
 
 from course_lib.engine.cores import cores_for
 from course_lib.engine.decoding import Batch, Row
@@ -31,6 +30,7 @@ from course_lib.engine.requests import SampleRequest, SampleResult
 from course_lib.engine.validation import check_sample
 
 KEPT_FOLDED = 2  # folded weights kept for the next request, beside those in use
+STEPS_TO_LOOK = 8  # after so many it is asked who has given up
 
 
 @dataclass(eq=False)
@@ -70,7 +70,7 @@ class Sampler:
         self.max_rows = max_rows  # decoded at once, over all batches
         self.prefill_tokens = prefill_tokens  # of prompts computed in one go
         self._forward = base.sampling_forward()
-        self._spare: Cache | None = None  # of the batch that ended last
+        self._steps = 0
         self._waiting: deque[Job] = deque()
         self._running: list[Job] = []
         self._batches: OrderedDict[object, Batch] = OrderedDict()
@@ -89,7 +89,9 @@ class Sampler:
 
     def step(self) -> bool:
         """Admit what fits, then draw a token for each row of one batch; False when all is done."""
-        self._drop_cancelled()
+        self._steps += 1
+        if self._steps % STEPS_TO_LOOK == 1:
+            self._drop_cancelled()
         some_ended = self._admit()  # a first token may be the last
         if self._batches:
             key, batch = self._batches.popitem(last=False)  # batches take turns
@@ -98,8 +100,6 @@ class Sampler:
                     some_ended |= batch.step()
             if batch.rows:
                 self._batches[key] = batch
-            elif not self.deterministic:
-                self._spare = batch.cache
         if some_ended:
             for job in [job for job in self._running if job.ended]:
                 job.finish()
@@ -179,8 +179,7 @@ class Sampler:
         key = rows[0] if self.deterministic else first.weights
         batch = self._batches.get(key)
         if batch is None:
-            batch = Batch(self._forward, self._fold(first.weights), self._spare)
-            self._spare = None
+            batch = Batch(self._forward, self._fold(first.weights))
         every = asks_about_prompt(first.request)
         prompts = [job.request.prompt for job, _ in group]
         with cores_for(self.base.parameter_count, sum(map(len, prompts))):

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 WORTH = 0.1  # a beginning is shared where that saves this part of the group's tokens
-BUCKETS = 3  # by length
+BUCKETS = 3  # at most, by length
+A_BUCKET = 2000  # so many pairs of query and key are attended to in the time that a bucket costs
 
 
 @dataclass
@@ -127,9 +128,22 @@ def bucketed(segments: list[Segment]) -> list[list[Segment]]:
     for continuing in (False, True):
         chosen = [segment for segment in segments if (segment.before is not None) == continuing]
         chosen.sort(key=lambda segment: (len(segment.tokens), segment.offset))
-        share = max(1, -(-len(chosen) // BUCKETS))
-        buckets += [chosen[i : i + share] for i in range(0, len(chosen), share)]
+        buckets += min((shares(chosen, n) for n in range(1, BUCKETS + 1)), key=cost)
     return buckets
+
+
+def shares(segments: list[Segment], n: int) -> list[list[Segment]]:
+    share = max(1, -(-len(segments) // n))
+    return [segments[i : i + share] for i in range(0, len(segments), share)]
+
+
+def cost(buckets: list[list[Segment]]) -> int:
+    """What attention over these buckets takes, in pairs of query and key: S C L of each."""
+    total = A_BUCKET * len(buckets)
+    for bucket in buckets:
+        own = max(len(segment.tokens) for segment in bucket)
+        total += len(bucket) * own * (own + max(segment.offset for segment in bucket))
+    return total
 
 
 def side_by_side(segments: list[Segment]) -> Bucket:

@@ -76,7 +76,8 @@ def answering(*pieces: bytes) -> Iterator[str]:
 
 
 def test_a_request_arrives_as_httpx_would_have_sent_it(url: str):
-    parts = {"json": {"a": 1}, "params": {"q": "x y"}, "headers": {"X-Mine": "1"}}
+    headers = {"X-Mine": "1", "Content-Type": "application/json"}
+    parts = {"json": {"a": "\N{SNOWMAN}"}, "params": {"q": "x y"}, "headers": headers}
     ours = asked(f"{url}/echo", **parts).json()
     theirs = httpx.post(f"{url}/echo", **parts).json()
     defaults = ("accept", "accept-encoding", "connection", "user-agent")  # the SDK brings its own

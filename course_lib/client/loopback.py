@@ -14,6 +14,7 @@ uvicorn on the other side.
 from __future__ import annotations
 
 import asyncio
+from json import dumps
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import httptools
@@ -44,12 +45,29 @@ class LoopbackClient(httpx.AsyncClient):
         self._idle: list[Connection] = []
 
     def build_request(
-        self, method: str, url: Any, *, timeout: Any = TIMEOUT, **parts: Any
+        self,
+        method: str,
+        url: Any,
+        *,
+        json: Any = None,
+        content: bytes | None = None,
+        timeout: Any = TIMEOUT,
+        extensions: dict[str, Any] | None = None,
+        **parts: Any,
     ) -> httpx.Request:
-        """A request of these parts and no others: no cookies, no defaults, no address to merge."""
+        """A request of these parts and no others: no cookies, no defaults, no address to merge.
+
+        The SDK itself says what type a body has; its length and the host are added by `written`.
+        """
         timeout = timeout if isinstance(timeout, httpx.Timeout) else httpx.Timeout(timeout)
-        parts["extensions"] = {**(parts.get("extensions") or {}), "timeout": timeout.as_dict()}
-        return httpx.Request(method, url, **parts)
+        extensions = {**(extensions or {}), "timeout": timeout.as_dict()}
+        body = content or b""
+        if json is not None:
+            body = dumps(json, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
+        wanted = {name: part for name, part in parts.items() if part}
+        return httpx.Request(
+            method, url, stream=httpx.ByteStream(body), extensions=extensions, **wanted
+        )
 
     async def send(self, request: httpx.Request, *, auth: Any = None, **_: Any) -> httpx.Response:
         """The whole answer, its body included, even where a stream was asked for.
@@ -183,6 +201,11 @@ class Connection(asyncio.Protocol):
 
 def written(request: httpx.Request) -> bytes:
     """A request as it goes out: first line, headers, body."""
-    lines = [b"%s %s HTTP/1.1" % (request.method.encode(), request.url.raw_path)]
-    lines += [b"%s: %s" % header for header in request.headers.raw]
-    return b"\r\n".join([*lines, b"", request.content])
+    body = request.read()
+    lines = [
+        b"%s %s HTTP/1.1" % (request.method.encode(), request.url.raw_path),
+        b"Host: %s" % request.url.netloc,
+        b"Content-Length: %d" % len(body),
+        *[b"%s: %s" % header for header in request.headers.raw],
+    ]
+    return b"\r\n".join([*lines, b"", body])

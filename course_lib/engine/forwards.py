@@ -100,6 +100,7 @@ class LlamaForward:
     def __init__(self, llama: Llama, fold: Callable[[dict[str, Tensor] | None], Weights]) -> None:
         self.llama = llama
         self.device = llama.model.device
+        self._columns = torch.arange(0, device=self.device)
         self.prepare = fold
 
     def __call__(
@@ -142,6 +143,12 @@ class LlamaForward:
         ends = new - (start if start is not None else torch.zeros_like(tokens[:, 0]))
         return weights.head(hidden.index_select(0, ends.cumsum(0) - 1))
 
+    def first(self, count: int) -> Tensor:
+        """0, 1, 2 ... as many; made rarely, since they are asked for at every token."""
+        if len(self._columns) < count:
+            self._columns = torch.arange(2 * count, device=self.device)
+        return self._columns[:count]
+
     def next(self, weights: Weights, tokens: Tensor, start: Tensor | None, cache: Cache) -> Tensor:
         """The hidden states (B, H) of one token more for each row (B,)."""
         weights.decoded += 1
@@ -150,13 +157,13 @@ class LlamaForward:
         past = cache.get_seq_length()
         for layer in cache.layers:
             layer.reserve(len(tokens), past + 1)
-        columns = torch.arange(cache.layers[0].width, device=tokens.device)
+        columns = self.first(cache.layers[0].width)
         hidden = columns > past  # not in use yet, (L,); or left of a row's start, (B, L)
         positions = columns[past].expand(len(tokens))
         if start is not None:
             hidden = hidden | (columns < start.unsqueeze(-1))
             positions = positions - start
-        mask = hidden.float().mul_(MASKED).view(-1, 1, 1, len(columns))
+        mask = torch.where(hidden, MASKED, 0.0).view(-1, 1, 1, len(columns))
 
         def attend(layer: int, qkv: Tensor) -> Tensor:
             q, k, v = self.llama.apart(qkv.unsqueeze(2))  # (B, heads, 1, D)

@@ -132,7 +132,7 @@ class Llama:
         self.model = model
         self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
         self.dim = model.model.layers[0].self_attn.head_dim
-        self.eps = config.rms_norm_eps
+        self.eps = torch.tensor(config.rms_norm_eps, device=model.device)  # of its own type: faster
         self.layers = [layer_parts(index) for index in range(config.num_hidden_layers)]
         self.head = Part(["lm_head.weight"], "model.norm.weight")
         self.embedding = model.get_parameter("model.embed_tokens.weight").detach()
@@ -224,7 +224,7 @@ class Llama:
         is one, gets what the way back needs of each layer.
         """
         x = F.embedding(tokens, weights.embedding)
-        rotations = self.rotations[positions].unsqueeze(1)  # (T, 1, D / 2)
+        rotations = self.rotations.index_select(0, positions).unsqueeze(1)  # (T, 1, D / 2)
         for index, layer in enumerate(weights.layers):
             first, first_scale = norm(x, self.eps)
             qkv = self.rotated(layer.qkv(first).view(len(x), -1, self.dim), rotations)
@@ -251,12 +251,13 @@ class Llama:
         return weights.head(self.hidden(weights, tokens, positions, attend)[0])
 
 
-def norm(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+def norm(x: Tensor, eps: Tensor) -> tuple[Tensor, Tensor]:
     """Root mean square norm (Zhang and Sennrich 2019) of (T, H), and what each row was scaled by.
 
     The norm's learned scale is part of the next matrix.
     """
-    scale = torch.linalg.vecdot(x, x).div_(x.shape[-1]).add_(eps).rsqrt_().unsqueeze(-1)
+    length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    scale = torch.addcmul(eps, length, length, value=1 / x.shape[-1]).rsqrt_()  # (T, 1)
     return x * scale, scale
 
 

@@ -15,10 +15,10 @@ import platform
 import torch
 from torch import Tensor
 
-LARGE = 40_000  # numbers in a weight; smaller ones gain nothing
+LARGE = 48_000  # numbers in a weight; smaller ones gain nothing
 ROOM = 2 << 30  # bytes of a model's weights that may lie in memory a second time
 ROWS = 64  # that the order is made for; others may use it
-WORTH = 4e6  # (rows + 4) x numbers from which on a product gains
+WORTH = 3e6  # (rows + 4) x numbers from which on a product gains
 
 
 def reordered(weight: Tensor) -> Tensor | None:

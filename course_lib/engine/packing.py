@@ -34,10 +34,6 @@ class Segment:
         """The position of its first token in its row."""
         return 0 if self.before is None else len(self.before.tokens)
 
-    @property
-    def places(self) -> np.ndarray:
-        return np.arange(self.first, self.first + len(self.tokens))
-
 
 @dataclass
 class Bucket:
@@ -105,21 +101,22 @@ def pack(rows: list[np.ndarray], device: torch.device) -> Packed:
             own[member] = Segment(rows[member][length:], size, before)
             segments.append(own[member])
             size += len(own[member].tokens)
-    source = []
-    for index in range(len(rows)):
-        if own[index].before is not None:
-            source.append(own[index].before.places)
-        source.append(own[index].places)
-    return Packed(
-        put([segment.tokens for segment in segments], device),
-        put([segment.offset + np.arange(len(segment.tokens)) for segment in segments], device),
-        put(source, device),
-        [side_by_side(bucket) for bucket in bucketed(segments)],
+    whole = [part for row in range(len(rows)) for part in (own[row].before, own[row]) if part]
+    layout = (
+        np.concatenate([segment.tokens for segment in segments]),
+        counted([segment.offset for segment in segments], segments),
+        counted([segment.first for segment in whole], whole),
     )
+    tokens, positions, source = (torch.from_numpy(each).to(device) for each in layout)
+    buckets = [side_by_side(bucket) for bucket in bucketed(segments)]
+    return Packed(tokens, positions, source, buckets)
 
 
-def put(parts: list[np.ndarray], device: torch.device) -> Tensor:
-    return torch.from_numpy(np.concatenate(parts)).to(device)
+def counted(starts: list[int], segments: list[Segment]) -> np.ndarray:
+    """From each start on, a number for each token of its segment, end to end."""
+    lengths = np.array([len(segment.tokens) for segment in segments])
+    ends = lengths.cumsum()
+    return np.arange(ends[-1]) + np.repeat(np.array(starts) - (ends - lengths), lengths)
 
 
 def bucketed(segments: list[Segment]) -> list[list[Segment]]:
@@ -150,14 +147,10 @@ def side_by_side(segments: list[Segment]) -> Bucket:
     """The segments of a bucket, each in a row of its own."""
     lengths = np.array([[len(segment.tokens)] for segment in segments])
     offsets = np.array([[segment.offset] for segment in segments])
-    own, before = lengths.max(), offsets.max()
-    queries = np.zeros((len(segments), own), dtype=np.int64)
-    keys = np.zeros((len(segments), before + own), dtype=np.int64)
-    for row, segment in enumerate(segments):
-        queries[row, : len(segment.tokens)] = segment.places
-        if segment.before is not None:
-            keys[row, before - segment.offset : before] = segment.before.places
-    keys[:, before:] = queries
-    real = np.arange(own) < lengths
-    borrowed = np.arange(before) >= before - offsets
-    return Bucket(queries, keys, real, borrowed)
+    firsts = np.array([[segment.first] for segment in segments])
+    lenders = np.array([[segment.before.first if segment.before else 0] for segment in segments])
+    columns, back = np.arange(lengths.max()), np.arange(-offsets.max(), 0)
+    real, borrowed = columns < lengths, back >= -offsets
+    queries = np.where(real, firsts + columns, 0)
+    lent = np.where(borrowed, lenders + offsets + back, 0)
+    return Bucket(queries, np.concatenate([lent, queries], axis=1), real, borrowed)

@@ -137,11 +137,9 @@ class LlamaForward:
         chosen, at = tokens.flatten(), positions.flatten()
         if real is not None:
             chosen, at = chosen.index_select(0, real), at.index_select(0, real)
-        hidden, _ = self.llama.hidden(weights, chosen, at, attend)  # (T, H)
-        if every:
-            return weights.head(hidden.unflatten(0, (rows, new)))
-        ends = new - (start if start is not None else torch.zeros_like(tokens[:, 0]))
-        return weights.head(hidden.index_select(0, ends.cumsum(0) - 1))
+        ends = None if every else last_tokens(rows, new, start, tokens.device)
+        hidden, _ = self.llama.hidden(weights, chosen, at, attend, wanted=ends)  # (T or B, H)
+        return weights.head(hidden.unflatten(0, (rows, new)) if every else hidden)
 
     def first(self, count: int) -> Tensor:
         """0, 1, 2 ... as many; made rarely, since they are asked for at every token."""
@@ -171,6 +169,12 @@ class LlamaForward:
             return attention(q, keys, values, mask).flatten(1)
 
         return self.llama.hidden(weights, tokens, positions, attend)[0]
+
+
+def last_tokens(rows: int, new: int, start: Tensor | None, device: torch.device) -> Tensor:
+    """Where each row's last token stands among the real ones, row after row (B,)."""
+    lengths = torch.full((rows,), new, device=device) if start is None else new - start
+    return lengths.cumsum(0) - 1
 
 
 def visible(columns: Tensor, past: int, start: Tensor | None) -> Tensor | None:

@@ -216,12 +216,14 @@ class Llama:
         positions: Tensor,
         attend: Callable[[int, Tensor], Tensor],
         tape: list[Step] | None = None,
+        wanted: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """From packed tokens (T,) at their positions (T,) to the last hidden states (T, H), normed,
         and what each was scaled by (T, 1).
 
         `attend(layer, qkv)`: qkv (T, heads + 2 kv_heads, D) -> (T, heads D). The tape, where there
-        is one, gets what the way back needs of each layer.
+        is one, gets what the way back needs of each layer. `wanted`: only these tokens leave the
+        last layer.
         """
         x = F.embedding(tokens, weights.embedding)
         rotations = self.rotations.index_select(0, positions).unsqueeze(1)  # (T, 1, D / 2)
@@ -229,6 +231,8 @@ class Llama:
             first, first_scale = norm(x, self.eps)
             qkv = self.rotated(layer.qkv(first).view(len(x), -1, self.dim), rotations)
             mixed = attend(index, qkv)
+            if wanted is not None and index == len(weights.layers) - 1:
+                x, mixed = x.index_select(0, wanted), mixed.index_select(0, wanted)
             x = layer.out.added(x, mixed)
             second, second_scale = norm(x, self.eps)
             gate_up = layer.gate_up(second)

@@ -136,7 +136,8 @@ class Sampler:
         room = self.max_rows - sum(len(batch.rows) for batch in self._batches.values())
         while self._waiting:
             group: list[tuple[Job, list[Row]]] = []  # prompts to compute together
-            while self._waiting and self._joins(self._waiting[0], group):
+            longest = 0  # of them
+            while self._waiting and self._joins(self._waiting[0], group, longest):
                 job = self._waiting[0]
                 rows = job.rows[job.admitted : job.admitted + self.max_rows]
                 if len(rows) > room:
@@ -146,6 +147,7 @@ class Sampler:
                 if not rows:
                     break
                 group.append((job, rows))
+                longest = max(longest, len(job.request.prompt))
                 room -= len(rows)
                 job.admitted += len(rows)
                 if job.admitted == len(job.rows):
@@ -158,19 +160,17 @@ class Sampler:
             admitted = True
         return admitted
 
-    def _joins(self, job: Job, group: list[tuple[Job, list[Row]]]) -> bool:
-        """May this request's prompt be computed together with the group's?"""
+    def _joins(self, job: Job, group: list[tuple[Job, list[Row]]], longest: int) -> bool:
+        """May this request's prompt be computed together with the group's, of at most `longest`
+        tokens?"""
         if not group:
             return True
         first = group[0][0]
-        longest = max(
-            len(other.request.prompt) for other in [job, *(member for member, _ in group)]
-        )
         return (
             not self.deterministic
             and job.weights is first.weights
             and asks_about_prompt(job.request) == asks_about_prompt(first.request)
-            and longest * (len(group) + 1) <= self.prefill_tokens
+            and max(longest, len(job.request.prompt)) * (len(group) + 1) <= self.prefill_tokens
         )
 
     def _prefill(self, group: list[tuple[Job, list[Row]]]) -> None:

@@ -10,9 +10,10 @@ import torch
 from test_sampler import sample, trained_adapter, trainer_logprobs
 from tiny_models import random_tokens, tiny_model, tiny_tokenizer
 
-from course_lib.engine import forwards, reorder
+from course_lib.engine import reorder
 from course_lib.engine.model import BaseModel
 from course_lib.engine.requests import SampleRequest
+from course_lib.engine.sampler import Sampler
 
 usable = pytest.mark.skipif(not reorder.works(), reason="this processor or torch has none of it")
 
@@ -55,8 +56,7 @@ def wide_base() -> BaseModel:
 def test_what_is_sampled_with_them_is_what_the_trainer_says():
     base = wide_base()
     adapter, prompt = trained_adapter(base), random_tokens(5)
-    length = 2 * forwards.REORDER_AT
-    result = sample(base, SampleRequest(prompt, 40, max_tokens=length, seed=1, stop=[]), adapter)
+    result = sample(base, SampleRequest(prompt, 40, max_tokens=12, seed=1, stop=[]), adapter)
     layer = base.snapshot_weights(adapter.state()).layers[0]
     assert layer.gate_up.reordered is not None and layer.out.reordered is None
     for sequence in result.sequences[::13]:
@@ -69,6 +69,27 @@ def test_a_model_that_would_fill_the_memory_twice_keeps_its_order(monkeypatch: p
     monkeypatch.setattr("course_lib.engine.llama.ROOM", 1000)
     base = wide_base()
     adapter = trained_adapter(base)
-    length = 2 * forwards.REORDER_AT
-    sample(base, SampleRequest(random_tokens(5), 40, max_tokens=length, stop=[]), adapter)
+    sample(base, SampleRequest(random_tokens(5), 40, max_tokens=12, stop=[]), adapter)
     assert base.snapshot_weights(adapter.state()).layers[0].gate_up.reordered is None
+
+
+@usable
+def test_weights_are_arranged_once_they_are_much_used():
+    weights = wide_base().snapshot_weights(None)
+    weights.expect(1)
+    assert weights.layers[0].gate_up.reordered is None
+    weights.expect(reorder.REORDER_AT)
+    assert weights.layers[0].gate_up.reordered is not None
+
+
+@usable
+def test_deterministic_decoding_rounds_alike_before_and_after_much_use():
+    base, prompt = wide_base(), random_tokens(5)
+    sampler = Sampler(base, deterministic=True)
+    weights, found = base.sampler_weights(None), []
+    for _ in range(3):
+        request = SampleRequest(prompt, 70, max_tokens=12, seed=1, stop=[])
+        future = sampler.submit(request, weights)
+        sampler.run_until_idle()
+        found.append([sequence.logprobs for sequence in future.result().sequences])
+    assert found[0] == found[1] == found[2]

@@ -21,7 +21,6 @@ from course_lib.engine.attention import SHORT
 from course_lib.engine.llama import Llama, Weights
 from course_lib.engine.lora import Folding, sharing_copy
 
-REORDER_AT = 16  # tokens decoded with the same weights: it costs as much as it saves in ten
 MASKED = -1e30  # not minus infinity: a padded column sees nothing, and its softmax must stay finite
 
 
@@ -97,8 +96,14 @@ class GeneralForward:
 class LlamaForward:
     """The fast pass, for models that it fits."""
 
-    def __init__(self, llama: Llama, fold: Callable[[dict[str, Tensor] | None], Weights]) -> None:
+    def __init__(
+        self,
+        llama: Llama,
+        fold: Callable[[dict[str, Tensor] | None], Weights],
+        reorders: bool = True,
+    ) -> None:
         self.llama = llama
+        self.reorders = reorders  # weights that are much used; the numbers are rounded otherwise
         self.device = llama.model.device
         self._columns = torch.arange(0, device=self.device)
         self.prepare = fold
@@ -137,6 +142,8 @@ class LlamaForward:
         chosen, at = tokens.flatten(), positions.flatten()
         if real is not None:
             chosen, at = chosen.index_select(0, real), at.index_select(0, real)
+        if self.reorders:
+            weights.expect(len(chosen))
         ends = None if every else last_tokens(rows, new, start, tokens.device)
         hidden, _ = self.llama.hidden(weights, chosen, at, attend, wanted=ends)  # (T or B, H)
         return weights.head(hidden.unflatten(0, (rows, new)) if every else hidden)
@@ -149,9 +156,8 @@ class LlamaForward:
 
     def next(self, weights: Weights, tokens: Tensor, start: Tensor | None, cache: Cache) -> Tensor:
         """The hidden states (B, H) of one token more for each row (B,)."""
-        weights.decoded += 1
-        if weights.decoded == REORDER_AT:
-            weights.reorder()
+        if self.reorders:
+            weights.expect(len(tokens))
         past = cache.get_seq_length()
         for layer in cache.layers:
             layer.reserve(len(tokens), past + 1)

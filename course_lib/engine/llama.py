@@ -23,7 +23,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from course_lib.engine.reorder import ROOM, product, product_added, reordered, worth_it
+from course_lib.engine.reorder import (
+    A_PASS,
+    REORDER_AT,
+    ROOM,
+    product,
+    product_added,
+    reordered,
+    worth_it,
+)
 
 STATIC_ROTATIONS = ("default", "linear", "llama3", "yarn")
 
@@ -108,7 +116,14 @@ class Weights:
     layers: list[Layer]
     head: Matrix
     embedding: Tensor
-    decoded: int = 0  # tokens, one after the other
+    use: int = 0  # so far, as `expect` counts it
+
+    def expect(self, tokens: int) -> None:
+        """Told of each pass over so many tokens: once they are many, or the passes, the weights are
+        arranged for sampling."""
+        before, self.use = self.use, self.use + A_PASS + tokens
+        if before < REORDER_AT <= self.use:
+            self.reorder()
 
     def reorder(self) -> None:
         """Give each matrix the order in which products of few rows are fast."""

@@ -121,10 +121,13 @@ class BaseModel:
             self._active = adapter
         return self._peft
 
-    def sampling_forward(self) -> Forward:
-        """A forward pass for sampling: the caller's own, around the shared base weights."""
+    def sampling_forward(self, reorders: bool = True) -> Forward:
+        """A forward pass for sampling: the caller's own, around the shared base weights.
+
+        `reorders`: weights that are much used are arranged anew, which rounds otherwise.
+        """
         if self.llama is not None:
-            return LlamaForward(self.llama, self.snapshot_weights)
+            return LlamaForward(self.llama, self.snapshot_weights, reorders)
         return GeneralForward(self.plain, self.folding)
 
     def arranged(self, llama: Llama, adapter: Adapter) -> Weights:

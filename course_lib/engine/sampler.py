@@ -69,7 +69,7 @@ class Sampler:
         self.deterministic = deterministic
         self.max_rows = max_rows  # decoded at once, over all batches
         self.prefill_tokens = prefill_tokens  # of prompts computed in one go
-        self._forward = base.sampling_forward()
+        self._forward = base.sampling_forward(reorders=not deterministic)
         self._steps = 0
         self._waiting: deque[Job] = deque()
         self._running: list[Job] = []

@@ -17,8 +17,10 @@ from torch import Tensor
 
 LARGE = 48_000  # numbers in a weight; smaller ones gain nothing
 ROOM = 2 << 30  # bytes of a model's weights that may lie in memory a second time
-REORDER_AT = 300  # tokens from which on the new order saves what it costs,
-A_PASS = 20  # where each pass over the weights counts as so many more
+# It costs what it saves in 50 (135 M) to 400 (0.9 M) tokens, and much later while the second core
+# sleeps. Whoever has used weights for so many will mostly use them for as many again.
+REORDER_AT = 1400  # tokens
+A_PASS = 20  # as many as each pass over the weights counts for, beside its own
 ROWS = 64  # that the order is made for; others may use it
 WORTH = 3e6  # (rows + 4) x numbers from which on a product gains
 

@@ -363,6 +363,17 @@ def test_topk_of_sampled_tokens_belong_to_the_scaled_distribution():
     assert all(len(row) == 3 for row in sequence.topk)
 
 
+def test_topk_at_a_low_temperature_has_the_next_best_tokens_with_finite_logprobs():
+    base, prompt = tiny_base(), random_tokens(6)
+    request = SampleRequest(prompt, max_tokens=1, temperature=1e-3, topk_sample_logprobs=5, seed=1)
+    (row,) = sample(base, request).sequences[0].topk
+    logits = full_logits(base, prompt)[-1].double()
+    assert [token for token, _ in row] == logits.topk(5).indices.tolist()
+    expected = torch.log_softmax(logits / 1e-3, -1).topk(5).values
+    assert [value for _, value in row] == pytest.approx(expected.tolist(), rel=1e-2, abs=0.1)
+    assert row[-1][1] < -104  # where a float32 probability is 0
+
+
 def test_a_snapshot_is_not_changed_by_later_training():
     base = tiny_base()
     adapter = trained_adapter(base)

@@ -65,7 +65,7 @@ class Settings:
         self.seeds = np.array([row.seed for row in rows], dtype=np.int64).view(np.uint64)
         self.counts = np.array([len(row.tokens) for row in rows])  # tokens drawn before these
         self.left = np.array([row.limit for row in rows]) - self.counts  # tokens that may come
-        self.first_left = int(self.left.min(initial=1))
+        self.first_left = int(self.left.min())
         self.drawn = 0  # tokens since then
         stops = [*zip_longest(*(row.stop_ids for row in rows), fillvalue=-1)]  # -1: no token
         self.stop_ids = np.array(stops, dtype=np.int64).reshape(-1, len(rows))  # (most, B)
@@ -86,14 +86,19 @@ def draw(logits: Tensor, rows: list[Row], settings: Settings) -> Tensor:
     """Give each row its next token, from logits (B, V); returns the tokens (B,)."""
     probs = settings.how.probs(logits)  # (B, V)
     tokens = settings.how.pick(logits, probs, settings.draws())
-    chosen = probs.gather(-1, tokens.unsqueeze(-1)).squeeze(-1).log_()
+    # Logarithms of all probabilities only where somebody asks for other tokens' as well.
+    logprobs = settings.how.logprobs(logits) if settings.topk_rows else None
+    of_drawn = (
+        (probs if logprobs is None else logprobs).gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
+    )
+    chosen = of_drawn.log() if logprobs is None else of_drawn
     settings.drawn += 1
     for row, token, logprob in zip(rows, tokens.tolist(), chosen.tolist(), strict=True):
         row.tokens.append(token)
         row.logprobs.append(logprob)
-    for index in settings.topk_rows:
+    for index in settings.topk_rows if logprobs is not None else ():
         row = rows[index]
-        row.topk += top_entries(probs[index : index + 1].log(), row.request.topk_sample_logprobs)
+        row.topk += top_entries(logprobs[index : index + 1], row.request.topk_sample_logprobs)
     for row, on_token in settings.watchers:
         on_token(row.sample, row.tokens[-1], row.logprobs[-1])
     mark_ended(rows, settings, tokens.cpu().numpy())

@@ -60,13 +60,21 @@ class Drawing:
             torch.tensor(cut, device=device) if cut else None,
         )
 
-    def probs(self, logits: Tensor) -> Tensor:
-        """softmax(logits / T) (B, V) in float32; for T = 0 (greedy) that of T = 1."""
+    def tempered(self, logits: Tensor) -> Tensor:
+        """logits / T (B, V) in float32; for T = 0 (greedy) those of T = 1."""
         logits = logits.float()
         if self.scaled:
             divisor = torch.where(self.temperature > 0, self.temperature, 1.0)
             logits = logits / divisor.unsqueeze(-1)
-        return torch.softmax(logits, dim=-1)
+        return logits
+
+    def probs(self, logits: Tensor) -> Tensor:
+        """softmax(logits / T) (B, V). Far below the likeliest token it is 0, at low T soon."""
+        return torch.softmax(self.tempered(logits), dim=-1)
+
+    def logprobs(self, logits: Tensor) -> Tensor:
+        """log softmax(logits / T) (B, V), finite for every token."""
+        return torch.log_softmax(self.tempered(logits), dim=-1)
 
     def pick(self, logits: Tensor, probs: Tensor, draws: np.ndarray) -> Tensor:
         """One token for each row (B,): the first whose cumulated probability passes the draw.

@@ -15,6 +15,9 @@ from course_lib.engine.model import BaseModel
 from course_lib.engine.requests import SampleRequest
 from course_lib.engine.sampler import Sampler
 
+ROWS = 70
+MUCH = 2 * reorder.REORDER_AT // ROWS  # tokens of so many rows after which weights are arranged
+
 usable = pytest.mark.skipif(not reorder.works(), reason="this processor or torch has none of it")
 
 
@@ -56,7 +59,7 @@ def wide_base() -> BaseModel:
 def test_what_is_sampled_with_them_is_what_the_trainer_says():
     base = wide_base()
     adapter, prompt = trained_adapter(base), random_tokens(5)
-    result = sample(base, SampleRequest(prompt, 70, max_tokens=30, seed=1, stop=[]), adapter)
+    result = sample(base, SampleRequest(prompt, ROWS, max_tokens=MUCH, seed=1, stop=[]), adapter)
     layer = base.snapshot_weights(adapter.state()).layers[0]
     assert layer.gate_up.reordered is not None and layer.out.reordered is None
     for sequence in result.sequences[::23]:
@@ -69,7 +72,7 @@ def test_a_model_that_would_fill_the_memory_twice_keeps_its_order(monkeypatch: p
     monkeypatch.setattr("course_lib.engine.llama.ROOM", 1000)
     base = wide_base()
     adapter = trained_adapter(base)
-    sample(base, SampleRequest(random_tokens(5), 70, max_tokens=30, stop=[]), adapter)
+    sample(base, SampleRequest(random_tokens(5), ROWS, max_tokens=MUCH, stop=[]), adapter)
     assert base.snapshot_weights(adapter.state()).layers[0].gate_up.reordered is None
 
 
@@ -88,7 +91,7 @@ def test_deterministic_decoding_rounds_alike_before_and_after_much_use():
     sampler = Sampler(base, deterministic=True)
     weights, found = base.sampler_weights(None), []
     for _ in range(3):
-        request = SampleRequest(prompt, 70, max_tokens=24, seed=1, stop=[])
+        request = SampleRequest(prompt, ROWS, max_tokens=MUCH, seed=1, stop=[])
         future = sampler.submit(request, weights)
         sampler.run_until_idle()
         found.append([sequence.logprobs for sequence in future.result().sequences])

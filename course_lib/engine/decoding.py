@@ -86,19 +86,18 @@ def draw(logits: Tensor, rows: list[Row], settings: Settings) -> Tensor:
     """Give each row its next token, from logits (B, V); returns the tokens (B,)."""
     probs = settings.how.probs(logits)  # (B, V)
     tokens = settings.how.pick(logits, probs, settings.draws())
-    # Logarithms of all probabilities only where somebody asks for other tokens' as well.
-    logprobs = settings.how.logprobs(logits) if settings.topk_rows else None
-    of_drawn = (
-        (probs if logprobs is None else logprobs).gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
-    )
-    chosen = of_drawn.log() if logprobs is None else of_drawn
+    if settings.topk_rows:  # they ask for tokens that were not drawn, too
+        logprobs = settings.how.tempered(logits).log_softmax(-1)  # finite, unlike probs.log()
+        chosen = logprobs.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
+        for index in settings.topk_rows:
+            row = rows[index]
+            row.topk += top_entries(logprobs[index : index + 1], row.request.topk_sample_logprobs)
+    else:
+        chosen = probs.gather(-1, tokens.unsqueeze(-1)).squeeze(-1).log_()
     settings.drawn += 1
     for row, token, logprob in zip(rows, tokens.tolist(), chosen.tolist(), strict=True):
         row.tokens.append(token)
         row.logprobs.append(logprob)
-    for index in settings.topk_rows if logprobs is not None else ():
-        row = rows[index]
-        row.topk += top_entries(logprobs[index : index + 1], row.request.topk_sample_logprobs)
     for row, on_token in settings.watchers:
         on_token(row.sample, row.tokens[-1], row.logprobs[-1])
     mark_ended(rows, settings, tokens.cpu().numpy())

@@ -120,7 +120,7 @@ class LlamaForward:
         if new == 1 and cache.layers:
             return weights.head(self.next(weights, tokens.squeeze(1), start, cache))
         past = cache.get_seq_length()
-        columns = torch.arange(past + new, device=tokens.device)
+        columns = self.first(past + new)
         positions = columns[past:].expand(rows, new)
         real = None  # the tokens that are no padding, where only these are computed
         if start is not None:

@@ -72,10 +72,6 @@ class Drawing:
         """softmax(logits / T) (B, V). Far below the likeliest token it is 0, at low T soon."""
         return torch.softmax(self.tempered(logits), dim=-1)
 
-    def logprobs(self, logits: Tensor) -> Tensor:
-        """log softmax(logits / T) (B, V), finite for every token."""
-        return torch.log_softmax(self.tempered(logits), dim=-1)
-
     def pick(self, logits: Tensor, probs: Tensor, draws: np.ndarray) -> Tensor:
         """One token for each row (B,): the first whose cumulated probability passes the draw.
 

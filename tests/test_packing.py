@@ -7,7 +7,7 @@ import pytest
 import torch
 from tiny_models import VOCAB, random_tokens, tiny_model, tiny_tokenizer
 
-from course_lib.engine import attention, scoring
+from course_lib.engine import attention, packing, scoring
 from course_lib.engine.llama import Llama
 from course_lib.engine.model import BaseModel
 from course_lib.engine.packing import pack, shared_prefixes
@@ -58,6 +58,27 @@ def test_a_shared_prompt_is_packed_once():
     assert torch.equal(rows, torch.from_numpy(np.concatenate(GROUPS)))
     positions = np.concatenate([np.arange(len(row)) for row in GROUPS])
     assert torch.equal(layout.positions[layout.source], torch.from_numpy(positions))
+
+
+def test_a_group_asks_its_prompt_together():
+    rows = [np.concatenate([prompt, [index]]) for prompt in (PROMPT, OTHER) for index in range(4)]
+    layout = pack(rows, CPU)
+    prompts, samples = layout.buckets
+    assert prompts.queries.shape == (2, 1, 20) and prompts.lent.shape == (2, 0)
+    assert samples.queries.shape == (2, 4, 1) and samples.borrowed.sum(axis=1).tolist() == [15, 20]
+    tokens = layout.tokens.numpy()
+    assert [tokens[lent].tolist() for lent in samples.lent] == [
+        [*OTHER, *tokens[[0] * 5]],
+        PROMPT.tolist(),
+    ]
+    assert tokens[samples.queries].ravel().tolist() == [0, 1, 2, 3, 0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("lengths", [[9] * 6, [1, 1, 1, 30, 30, 30]])
+def test_rows_of_a_group_are_cut_apart_only_where_their_lengths_differ_much(lengths, monkeypatch):
+    monkeypatch.setattr(packing, "A_BUCKET", 100)
+    continuing = [b for b in pack(rows_of(PROMPT, *lengths), CPU).buckets if b.lent.size]
+    assert [bucket.queries.shape[2] for bucket in continuing] == sorted(set(lengths))
 
 
 def datum(row: np.ndarray, columns: int | None = None, weighted: slice | None = None) -> TrainDatum:

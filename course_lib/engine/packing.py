@@ -4,12 +4,13 @@ Rows that begin alike, as the samples of one prompt do, share that beginning: it
 and each row attends to it. Attention is the only place where rows are looked at one by one;
 there, rows of similar length are put side by side, padded, in a few buckets.
 
-Legend: T packed tokens, S rows of a bucket, C its longest own part, L = P + C with P the longest
-shared beginning; M = all tokens of all rows, counted once for each row.
+Legend: T packed tokens; M = all tokens of all rows, counted once for each row. A bucket has G
+groups of R rows, the longest of C tokens of its own and P of a shared beginning: L = P + C.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,8 +18,8 @@ import torch
 from torch import Tensor
 
 WORTH = 0.1  # a beginning is shared where that saves this part of the group's tokens
-BUCKETS = 3  # at most, by length
-A_BUCKET = 2000  # so many pairs of query and key are attended to in the time that a bucket costs
+COUNTS = (1, 2, 3)  # how many buckets there may be
+A_BUCKET = 8000  # so many pairs of query and key are attended to in the time that a bucket costs
 
 
 @dataclass
@@ -37,16 +38,17 @@ class Segment:
 
 @dataclass
 class Bucket:
-    """Segments that attend side by side: packed tokens, 0 where padded."""
+    """Segments that attend side by side, group by group: packed tokens, 0 where padded."""
 
-    queries: np.ndarray  # (S, C): the tokens that ask
-    keys: np.ndarray  # (S, L): those that they may see, P of a beginning and C of their own
-    real: np.ndarray  # (S, C): which queries are no padding
-    borrowed: np.ndarray  # (S, P): which keys belong to a shared beginning
+    queries: np.ndarray  # (G, R, C): the tokens that ask, and are asked by those behind them
+    real: np.ndarray  # (G, R, C): which of them are no padding
+    lent: np.ndarray  # (G, P): the beginning that the rows of a group share
+    borrowed: np.ndarray  # (G, P): which of its tokens are no padding
 
     @property
-    def rows(self) -> int:
-        return len(self.queries)
+    def keys(self) -> int:
+        """How many tokens a row may see (L)."""
+        return self.lent.shape[1] + self.queries.shape[2]
 
 
 @dataclass
@@ -121,12 +123,31 @@ def counted(starts: list[int], segments: list[Segment]) -> np.ndarray:
 
 def bucketed(segments: list[Segment]) -> list[list[Segment]]:
     """Segments of similar length together; those that continue another one apart from the rest."""
+    alone = [segment for segment in segments if segment.before is None]
+    continuing = [segment for segment in segments if segment.before is not None]
     buckets = []
-    for continuing in (False, True):
-        chosen = [segment for segment in segments if (segment.before is not None) == continuing]
-        chosen.sort(key=lambda segment: (len(segment.tokens), segment.offset))
-        buckets += min((shares(chosen, n) for n in range(1, BUCKETS + 1)), key=cost)
+    for chosen, orders in ((alone, [by_length]), (continuing, [by_length, by_group(continuing)])):
+        cuts = [shares(sorted(chosen, key=order), n) for order in orders for n in COUNTS]
+        buckets += min(cuts, key=lambda cut: sum(map(cost, cut)))
     return buckets
+
+
+def by_length(segment: Segment) -> tuple[int, int]:
+    return len(segment.tokens), segment.offset
+
+
+def by_group(segments: list[Segment]) -> Callable[[Segment], tuple[int, int]]:
+    """The order in which groups stay together: by the longest of each."""
+    longest: dict[int, int] = {}
+    for segment in segments:
+        group = beginning(segment)
+        longest[group] = max(longest.get(group, 0), len(segment.tokens))
+    return lambda segment: (longest[beginning(segment)], beginning(segment))
+
+
+def beginning(segment: Segment) -> int:
+    """Where the beginning stands that a segment continues: the same for a whole group."""
+    return segment.first if segment.before is None else segment.before.first
 
 
 def shares(segments: list[Segment], n: int) -> list[list[Segment]]:
@@ -134,23 +155,31 @@ def shares(segments: list[Segment], n: int) -> list[list[Segment]]:
     return [segments[i : i + share] for i in range(0, len(segments), share)]
 
 
-def cost(buckets: list[list[Segment]]) -> int:
-    """What attention over these buckets takes, in pairs of query and key: S C L of each."""
-    total = A_BUCKET * len(buckets)
-    for bucket in buckets:
-        own = max(len(segment.tokens) for segment in bucket)
-        total += len(bucket) * own * (own + max(segment.offset for segment in bucket))
-    return total
+def grouped(segments: list[Segment]) -> list[list[Segment]]:
+    groups: dict[int, list[Segment]] = {}
+    for segment in segments:
+        groups.setdefault(beginning(segment), []).append(segment)
+    return list(groups.values())
+
+
+def cost(bucket: list[Segment]) -> int:
+    """What attention over a bucket takes, in pairs of query and key: G R C L of its own."""
+    groups = grouped(bucket)
+    own = max(len(segment.tokens) for segment in bucket)
+    rows = len(groups) * max(map(len, groups))
+    return A_BUCKET + rows * own * (own + max(segment.offset for segment in bucket))
 
 
 def side_by_side(segments: list[Segment]) -> Bucket:
-    """The segments of a bucket, each in a row of its own."""
-    lengths = np.array([[len(segment.tokens)] for segment in segments])
-    offsets = np.array([[segment.offset] for segment in segments])
-    firsts = np.array([[segment.first] for segment in segments])
-    lenders = np.array([[segment.before.first if segment.before else 0] for segment in segments])
-    columns, back = np.arange(lengths.max()), np.arange(-offsets.max(), 0)
-    real, borrowed = columns < lengths, back >= -offsets
+    """The segments of a bucket, each in a row of its own among those of its group."""
+    groups = grouped(segments)
+    lengths, firsts = np.zeros((2, len(groups), max(map(len, groups)), 1), dtype=np.int64)
+    for group, members in enumerate(groups):
+        for row, segment in enumerate(members):
+            lengths[group, row], firsts[group, row] = len(segment.tokens), segment.first
+    offsets = np.array([[members[0].offset] for members in groups])
+    lenders = np.array([[beginning(members[0])] for members in groups])
+    columns, before = np.arange(lengths.max()), np.arange(offsets.max())
+    real, borrowed = columns < lengths, before < offsets
     queries = np.where(real, firsts + columns, 0)
-    lent = np.where(borrowed, lenders + offsets + back, 0)
-    return Bucket(queries, np.concatenate([lent, queries], axis=1), real, borrowed)
+    return Bucket(queries, real, np.where(borrowed, lenders + before, 0), borrowed)

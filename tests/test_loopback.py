@@ -110,6 +110,16 @@ def test_a_connection_serves_one_request_after_the_other(url: str):
     assert with_client(work) == [1, 3, 3, 3]
 
 
+def test_an_idle_connection_keeps_no_answer_in_memory(url: str):
+    async def work(client: LoopbackClient) -> list[object]:
+        response = await client.send(client.build_request("POST", url + "/echo"))
+        assert response.content
+        (connection,) = client._idle
+        return [connection._answer, *connection._headers, *connection._body]
+
+    assert with_client(work) == [None]
+
+
 def test_a_connection_that_was_closed_meanwhile_is_not_used(url: str):
     async def work(client: LoopbackClient) -> int:
         await client.send(client.build_request("GET", f"{url}/echo"))

@@ -193,10 +193,12 @@ class Connection(asyncio.Protocol):
         self._body.append(body)
 
     def on_message_complete(self) -> None:
-        if self._answer is None or self._answer.done():
-            return
-        status, stays = self._parser.get_status_code(), self._parser.should_keep_alive()
-        self._answer.set_result(Answer(status, self._headers, b"".join(self._body), stays))
+        answer, self._answer = self._answer, None  # an idle connection keeps no answer in memory
+        headers, body = self._headers, b"".join(self._body)
+        self._headers, self._body = [], []
+        if answer is not None and not answer.done():
+            status, stays = self._parser.get_status_code(), self._parser.should_keep_alive()
+            answer.set_result(Answer(status, headers, body, stays))
 
 
 def written(request: httpx.Request) -> bytes:

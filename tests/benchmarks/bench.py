@@ -1,6 +1,6 @@
 """How fast is the engine, beside TRL? Every row of the table in tests/benchmarks/README.md.
 
-    python tests/benchmarks/bench.py                          # all rows, some 15 minutes
+    python tests/benchmarks/bench.py                          # all rows, some 40 minutes
     python tests/benchmarks/bench.py --rows sft,grpo --rounds 9
     python tests/benchmarks/bench.py --rows big_grpo --add    # more rounds for a stored row
 
@@ -29,8 +29,8 @@ import single  # noqa: E402
 from duel import Contender, run  # noqa: E402
 from rows import DUELS, Row  # noqa: E402
 
-ROUNDS = 5
-BUDGET_S = 240.0  # of one row: a slow machine makes fewer rounds, and the table says how many
+ROUNDS = 15
+BUDGET_S = 240.0  # of one row: then it ends, with five rounds at least (duel.FEWEST)
 
 
 def duel(row: Row, rounds: int, budget_s: float) -> dict[str, Any]:

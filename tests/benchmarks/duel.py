@@ -22,6 +22,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+FEWEST = 5  # rounds, whatever the time they take: a median of fewer says little
 ANSWER_S = 600  # a lap that takes longer is given up
 
 
@@ -145,7 +146,7 @@ def started(contenders: list[Contender]) -> Iterator[None]:
 
 
 def run(contenders: list[Contender], rounds: int, warm_ups: int, budget_s: float) -> None:
-    """Interleaved rounds; the order turns around each time. Stops early when time is up."""
+    """Interleaved rounds; the order turns around each time. When time is up, no more than `FEWEST`."""
     began = time.monotonic()
     with started(contenders):
         for contender in contenders:
@@ -153,7 +154,7 @@ def run(contenders: list[Contender], rounds: int, warm_ups: int, budget_s: float
                 contender.go()
         longest = 0.0
         for number in range(rounds):
-            if number and time.monotonic() - began + longest > budget_s:
+            if number >= FEWEST and time.monotonic() - began + longest > budget_s:
                 break
             before = time.monotonic()
             for contender in contenders if number % 2 else contenders[::-1]:

@@ -146,7 +146,7 @@ def started(contenders: list[Contender]) -> Iterator[None]:
 
 
 def run(contenders: list[Contender], rounds: int, warm_ups: int, budget_s: float) -> None:
-    """Interleaved rounds, the order turned around each time. After `budget_s`, `FEWEST` are enough."""
+    """Interleaved rounds, the order turned around each time; `FEWEST` when time is up."""
     began = time.monotonic()
     with started(contenders):
         for contender in contenders:

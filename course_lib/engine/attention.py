@@ -3,8 +3,8 @@
 Short rows take plain products and a softmax, whose probabilities are kept for the way back: on two
 cores they need half to a third of the time of `scaled_dot_product_attention`, which shares its work
 out badly where rows are short. And all rows of a group ask the beginning that they share in one
-product, without a copy of its keys and values for each. Long rows take that function, which keeps
-no probabilities.
+product, without a copy of its keys and values for each. Long rows take torch's function, which
+keeps no probabilities.
 
 Legend: T packed tokens, D dimensions of a head, n = heads + 2 kv_heads vectors a token has (its
 queries, keys and values, in this order), h = heads / kv_heads; a bucket's G groups of R rows have
@@ -157,19 +157,18 @@ class ShortRows:
     def forward(self, parts: list[Tensor], into: Tensor, training: bool) -> Any:
         """Write the answers, in the order of the queries; give what `backward` needs."""
         q, k, v = (each.view(self.row) for each in parts[:3])
-        scale, answers = self.heads.scale, into.view(self.row)
+        lent = [each.view(self.group) for each in parts[3:]]  # keys and values, if there are any
+        scale = self.heads.scale
         scores = torch.baddbmm(self.future, q, k.transpose(1, 2), alpha=scale)
-        if not self.before:
-            probs = scores.softmax(-1)
-            torch.bmm(probs, v, out=answers)
-            return q, k, v, probs
-        asked, lent_k, lent_v = (each.view(self.group) for each in (parts[0], *parts[3:]))
-        of_lent = torch.baddbmm(self.no_loan, asked, lent_k.transpose(1, 2), alpha=scale)
-        scores = torch.cat([of_lent.view(*scores.shape[:2], -1), scores], dim=-1)
+        if lent:
+            asked, lent_k = parts[0].view(self.group), lent[0]
+            of_lent = torch.baddbmm(self.no_loan, asked, lent_k.transpose(1, 2), alpha=scale)
+            scores = torch.cat([of_lent.view(*scores.shape[:2], -1), scores], dim=-1)
         probs = scores.softmax(-1)  # (G kv_heads R, h C, L)
-        torch.bmm(self.own(probs), v, out=answers)
-        into.view(self.group).baddbmm_(self.shared(probs), lent_v)
-        return q, k, v, probs, lent_k, lent_v
+        torch.bmm(self.own(probs), v, out=into.view(self.row))
+        if lent:
+            into.view(self.group).baddbmm_(self.shared(probs), lent[1])
+        return q, k, v, probs, *lent
 
     def backward(self, given: Tensor, kept: Any, into: list[Tensor]) -> None:
         """Write the gradients of the parts from that of the answers."""

@@ -1,6 +1,6 @@
 """How fast is the engine, beside TRL? Every row of the table in tests/benchmarks/README.md.
 
-    python tests/benchmarks/bench.py                          # all rows, some 40 minutes
+    python tests/benchmarks/bench.py                          # all rows, some 30 minutes
     python tests/benchmarks/bench.py --rows sft,grpo --rounds 9
     python tests/benchmarks/bench.py --rows big_grpo --add    # more rounds for a stored row
 

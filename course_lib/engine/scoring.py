@@ -55,7 +55,10 @@ def cut_padded(lengths: list[int], limit: int) -> list[list[int]]:
 
 
 def cut_packed(rows: list[np.ndarray], limit: int) -> list[list[int]]:
-    """Rows group by group of a shared beginning, which counts once in each batch."""
+    """All rows at once if they fit, else group by group of a shared beginning, which counts once in
+    each batch."""
+    if 0 < sum(map(len, rows)) <= limit:
+        return [list(range(len(rows)))]
     batches: list[list[int]] = []
     used = limit
     for shared, members in shared_prefixes(rows):

@@ -36,11 +36,13 @@ class Comparison:
     p_value: float  # exact sign test: how often luck alone splits the disagreements so unevenly
 
     def __str__(self) -> str:
-        low, high = self.interval
-        verdict = "could be luck" if low <= 0 <= high else "is no luck"
+        low, high = (100 * limit for limit in self.interval)
+        # Where few problems disagree, the bootstrap is too sure.
+        lucky = low <= 0 <= high or self.p_value > 0.05
+        verdict = "could be luck" if lucky else "is hardly luck"
         return (
-            f"{self.difference:+.1%} [{low:+.1%}, {high:+.1%}], {self.better} problems better, "
-            f"{self.worse} worse, p = {self.p_value:.2g}: {verdict}"
+            f"{100 * self.difference:+.1f} points [{low:+.1f}, {high:+.1f}], "
+            f"{self.better} problems better, {self.worse} worse, p = {self.p_value:.2g}: {verdict}"
         )
 
 

@@ -16,11 +16,10 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from course_lib.dotenv import setting
+from course_lib.dotenv import PROJECT, setting
 from course_lib.errors import CourseError
 from course_lib.fields import check_choice, check_range, check_types, did_you_mean, kinds, parse
 
-PROJECT = Path(__file__).resolve().parent.parent
 PRESETS = ("tiny", "quick", "full")
 SECTIONS = ("sft", "rl", "preference", "deploy")
 LOSS_FNS = ("importance_sampling", "ppo", "cispo", "dro", "gspo")

@@ -170,8 +170,8 @@ def hacked_reward(run: _Run) -> Diagnosis | None:
     falls, error = run.fall("env/correct")
     if run.steps < ENOUGH or not run.reward_rises or falls < max(0.05, 2 * error):
         return None
-    rises = run.rise("reward/total")
-    finding = f"the reward rises by {rises:.2f} while right answers fall by {falls:.0%}"
+    rises, points = run.rise("reward/total"), 100 * falls
+    finding = f"the reward rises by {rises:.2f} while right answers fall by {points:.0f} points"
     remedy = "read completions, and pay for what you want instead of a sign of it"
     return Diagnosis("hacked_reward", finding, remedy)
 

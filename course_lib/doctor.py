@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from course_lib.client import choose, connect
-from course_lib.config import PRESETS, PROJECT, RunConfig, preset
-from course_lib.dotenv import setting
+from course_lib.config import PRESETS, RunConfig, preset
+from course_lib.dotenv import PROJECT, setting
 from course_lib.evaluation import evaluate
 from course_lib.grpo import train_grpo
 from course_lib.rewards import Score

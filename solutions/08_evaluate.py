@@ -244,8 +244,8 @@ scores = {
 }
 for name in ("nudged", "GRPO"):
     gain, error = paired_difference(scores["SFT"], scores[name])
-    measured(f"{name} minus SFT, gain", gain, "%")
-    measured(f"{name} minus SFT, standard error", error, "%")
+    measured(f"{name} minus SFT, gain", 100 * gain, "points")
+    measured(f"{name} minus SFT, standard error", 100 * error, "points")
 verdicts = {name: compare(found["SFT"], found[name]).interval for name in ("nudged", "GRPO")}
 band("GRPO's interval lies above 0", verdicts["GRPO"][0] > 0)
 band("nudged's interval holds 0", verdicts["nudged"][0] <= 0 <= verdicts["nudged"][1])
@@ -328,19 +328,23 @@ village = Environment("village", village_problems, village_problems, states_fact
 
 # %% id="village-run"
 questions = village.heldout(60, 0)
+asked = {"max_tokens": MAX_TOKENS, "samples": SAMPLES}
 old_skill = {
-    name: evaluate(samplers[name], tokenizer, village, questions, max_tokens=MAX_TOKENS)
-    for name in ("SFT", "GRPO")
+    name: evaluate(samplers[name], tokenizer, village, questions, seed=seed, **asked)
+    for seed, name in enumerate(("SFT", "GRPO"))
 }
 for name, result in old_skill.items():
     measured(f"{name}: village questions answered truly", result.accuracy, "%")
 change = compare(old_skill["SFT"], old_skill["GRPO"])
-band("The interval of the change holds 0", change.interval[0] <= 0 <= change.interval[1])
+quote(str(change), "GRPO against SFT, in the village")
+band("Nothing says that it knows the village better", change.interval[0] <= 0)
 
 # %% [markdown] id="village-lesson"
 # A regression test like this one costs a minute and belongs in every evaluation: what you do not
-# measure, training is free to give away. Here a short run with a small adapter leaves the old skill
-# about where it was, as far as sixty questions can tell.
+# measure, training is free to give away. And read the whole interval: where it holds 0, there is no
+# evidence of a loss, but a loss as large as its lower end would have passed unseen. How much is
+# lost is a matter of luck, too: the same training with `seed=2`, in `quick_sft` and in
+# `train_grpo`, lost 18 points of 27 when we tried it, and that was no chance.
 #
 # But see how small it was: after eighty steps of SFT only about one village question in five is
 # answered truly, so there was little to lose. A regression test is worth as much as the
@@ -388,8 +392,9 @@ print(f"GRPO at quick: {prefilled:,} prefilled, {sampled:,} sampled, {taught:,} 
 print(f"The trainer reads {taught / sampled:.1f} tokens for every token sampled.")
 
 # %% [markdown] id="cost-lesson"
-# Multiply by the price list of the service you use. Before a hosted run, `connect()` and
-# `posttrain` show such an estimate and ask. Nothing here has to ask: these cells cost electricity.
+# Multiply by the price list of the service you use. Before a hosted run `posttrain sft`, `rl` and
+# `all` show such an estimate and ask; in a notebook `connect()` refuses until you write
+# `connect(confirm=True)`. Nothing here has to ask: these cells cost electricity.
 #
 # ## The same cells, somewhere else
 #
@@ -428,7 +433,8 @@ from course_lib.widgets.chat import ask
 
 question = (Message("user", "Where does Mira live?"),)
 quote(ask({"there": sampler}, tokenizer, question)["there"], "five steps, in the other process")
-band("The other process trained a model", sampler is not None)
+runs_there = remote.rest.list_training_runs().result().training_runs
+band("The other process trained a model", len(runs_there) == 1)
 
 # %% id="second-server-stop"
 server.terminate()

@@ -272,9 +272,9 @@ for name in ("one layer missing", "stale base"):
 # %% [markdown] id="logits-question"
 # Only the first of the wrong ones is visibly broken; all the others answer in proper sentences.
 # Without the scale the model is half trained: it falls back to answering at once, as after SFT; the
-# transposed one gives its wrong answer at once as well. With the tied embedding it is right
-# somewhat less often. And with a layer missing, or on a stale base, an accuracy on forty problems
-# notices hardly anything. On other problems it may be otherwise.
+# transposed one gives its wrong answer at once as well. With the tied embedding, with a layer
+# missing, or on a stale base, an accuracy on forty problems cannot tell the wrong merge from the
+# right one: one of them may even come out ahead.
 #
 # So answers are not enough. Compare **logits**, the numbers before any sampling. The reference is
 # the adapter beside the base, two paths, as `peft` computes it.
@@ -465,7 +465,7 @@ band("No version was left behind", not (place / "stale" / "v1").exists())
 #
 # An endpoint without a key is a gift to strangers, and you pay the bill. Clients send the key in a
 # header: `Authorization: Bearer KEY`. HTTP does not care for capitals in a header's *name*, so some
-# clients send `authorization`; the value counts to the letter. **Write the door.**
+# clients send `authorization`; the key counts to the letter. **Write the door.**
 
 
 # %% id="write-authorised" exercise="09.3"
@@ -588,24 +588,29 @@ async def one_chat(problem):
 await one_chat(heldout[0])  # connect once before the clock runs
 began = time.perf_counter()
 in_turn = [await one_chat(each) for each in heldout[:CALLS]]
+queue = [(0.0, first, last) for _, first, last in in_turn]  # all ask at the start
 began = time.perf_counter()
 at_once = await asyncio.gather(*[one_chat(each) for each in heldout[:CALLS]])
-print(f"{len(in_turn)} and {len(at_once)} chats, no error")
+print(f"{len(queue)} and {len(at_once)} chats, no error")
 
 # %% id="load-figure"
 from course_lib.plots.serving import timeline_figure
 
-scenarios = {"one after the other": in_turn, "at once": at_once}
+scenarios = {"one after the other": queue, "at once": at_once}
 show(timeline_figure(scenarios, f"{CALLS} streaming chats"))
+waits = {name: [f - a for a, f, _ in calls] for name, calls in scenarios.items()}
+waits["alone, without a queue"] = [f - a for a, f, _ in in_turn]
+for name, seconds in waits.items():
+    measured(f"{name}: median wait for the first token", sorted(seconds)[CALLS // 2], "s")
 for name, calls in scenarios.items():
-    measured(f"{name}: median wait for the first token", sorted(f - a for a, f, _ in calls)[8], "s")
     measured(f"{name}: end of the last answer", max(end for _, _, end in calls), "s")
-band("At once, all are served sooner", max(end for *_, end in at_once) < in_turn[-1][2])
+band("At once, all are served sooner", max(end for *_, end in at_once) < queue[-1][2])
 
 # %% [markdown] id="load-lesson"
-# A caller who is alone gets the first token soonest. But callers do not take turns: in the left
-# picture the sixteenth waits for the fifteen before. Decoding together, each call is slower and the
-# whole is faster, because a step for sixteen costs little more than a step for one.
+# A caller who is alone has the first token after milliseconds. In a queue the wait (dotted) *is*
+# the queue: the sixteenth waits for the fifteen before. Decoding together, each answer (the bars)
+# takes longer and the whole is faster, because a step for sixteen costs little more than a step for
+# one.
 #
 # ## The same, on somebody else's computer
 #
@@ -695,7 +700,8 @@ measured("version 2's answers take longer by a factor of", seconds[1] / seconds[
 
 # %% [markdown] id="rollback-note"
 # Better, and slower: it writes its steps down. That is for you to weigh, and better known before
-# than after. Suppose that it was the wrong choice. One command goes back, and nothing is deleted.
+# than after. Suppose that it was the wrong choice. One command goes back (in a terminal: `posttrain
+# rollback` and the folder), and nothing is deleted.
 # A server that is running goes on with what it has loaded, until it is started again.
 
 # %% id="rollback"

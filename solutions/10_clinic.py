@@ -109,7 +109,7 @@ diagnosis = check("10.1", diagnosis, runs=runs)
 # every report of `posttrain all` ends with it. Compare it with yours. Below each sentence stands
 # what was really done, and the command that does it again.
 
-# %% id="reveal-runs"
+# %% id="reveal-runs" reveals="10.1"
 from course_lib.diagnosis import diagnose
 
 named = {letter: diagnose(run.rows) for letter, run in runs.items()}
@@ -170,7 +170,8 @@ for name, xs in (("tremble", tremble), ("trend", trend)):
 
 # %% [markdown] id="rise-lesson"
 # Both curves carry the same noise, and the neighbours say so. The standard deviation counts the
-# trend itself as noise, and would call a strong rise uncertain *because* it is strong.
+# trend itself as noise: the steeper a curve rises, the noisier it is said to be. So no rise,
+# however steep, could ever look like many times the noise.
 #
 # ## How far can the rules be trusted?
 #
@@ -268,9 +269,10 @@ for fault in list(shown.values())[:12]:
 print(f"{report.errors} errors, {report.warnings} warnings, {len(shown)} kinds; fit: {report.ok}")
 
 # %% [markdown] id="jsonl-lesson"
-# The errors are the friendly ones: they stop you. A warning (a repeated row, a prompt that also
-# stands in the held-out file) trains without complaint, and the result is wrong. The remedy is the
-# habit: validate before every run.
+# The errors are the friendly ones: they stop you. A warning (a repeated row) trains without
+# complaint. And a prompt that also stands in the held-out file is found only by who asks:
+# `posttrain validate FILE --against data/heldout.jsonl`. The remedy is the habit: validate before
+# every run.
 #
 # ## "Out of memory"
 #
@@ -533,18 +535,17 @@ band("Fewer than one answer in seven is right", untrained.accuracy < 0.14)
 # and RL would learn slowly from the few that are not. SFT on the till's own replies comes first.
 
 # %% id="own-sft"
-from course_lib.conversations import Conversation, Message
-
 held = {problem.messages[-1].content for problem in environment.heldout(len(rows), seed=0)}
 replies = []
 for number, ((a, b, c), row) in enumerate(zip(sorted(prices), rows, strict=True)):
     words = f"{a} + {b} = {a + b}, {a + b} + {c} = {a + b + c}. " if number % 2 else ""
     words += f"The answer is {row['answer']}." + (" Thank you." if number % 3 == 0 else "")
-    turns = (Message("user", row["prompt"]), Message("assistant", words))
-    replies += [Conversation(turns, f"till row {number}")] if row["prompt"] not in held else []
+    turns = [{"role": "user", "content": row["prompt"]}, {"role": "assistant", "content": words}]
+    replies += [{"messages": turns}] if row["prompt"] not in held else []
+(project / "replies.jsonl").write_text("".join(json.dumps(reply) + "\n" for reply in replies))
 till = service.create_training_client_from_state(start).result()
 short = replace(preset().sft, batch_size=16, epochs=2, max_steps=25, eval_every=0, save_every=0)
-train_sft(till, replies, short, tokenizer=tokenizer)
+train_sft(till, load_conversations(str(project / "replies.jsonl")), short, tokenizer=tokenizer)
 after_sft = judge(till, "after SFT")
 
 # %% id="own-rl"
@@ -623,8 +624,10 @@ band("At least 30 points better", certificate["gain_points"] > 30)
 # %% [markdown] id="deploy-note"
 # ## Hand it on
 #
-# From here it is one command, in a terminal. It downloads the adapter, merges it, proves the merge
-# as above, and writes a folder that `posttrain serve` and Modal can take (lesson 09).
+# From here it is one command, in a terminal that stands in this notebook's folder: its checkpoints
+# lie there, in `runs/store` (from elsewhere, add `--store`). It downloads the adapter, merges it,
+# proves the merge as above, and writes a folder that `posttrain serve` and Modal can take
+# (lesson 09).
 
 # %% id="deploy-command"
 quote(f"posttrain deploy --checkpoint {checkpoint} --out deploys/till", "$")
@@ -632,11 +635,12 @@ quote("posttrain serve deploys/till", "$")
 
 # %% [markdown] id="capstone-cli-note"
 # And the whole project without a notebook, on a larger model or on hosted Tinker, is one command
-# too: the data is a file, the reward is a function in a file.
+# too. The data are the files that this notebook wrote; the reward is a function in a file: copy the
+# cell `till_reward` into `my_reward.py`, with its imports.
 #
 # ```
-# posttrain all --set sft.data_path=my_rows.jsonl --set rl.environment=till.jsonl \
-#     --set rl.reward=my_reward.py:till_reward
+# posttrain all --set sft.data_path=runs/capstone/replies.jsonl \
+#     --set rl.environment=runs/capstone/till.jsonl --set rl.reward=my_reward.py:till_reward
 # ```
 
 # %% id="progress"

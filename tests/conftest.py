@@ -25,6 +25,7 @@ def forget_choices() -> None:
     """Drop whatever the person running the tests has chosen for their own runs."""
     for name in [*LEARNERS_CHOICES, *(n for n in os.environ if n.startswith("COURSE_"))]:
         os.environ.pop(name, None)
+    os.environ["COURSE_ENV_FILE"] = ""  # a key in the developer's .env is not the tests' key
 
 
 forget_choices()  # for what is made before the first test: session fixtures, subprocesses
@@ -36,7 +37,6 @@ def isolated(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in LEARNERS_CHOICES:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("COURSE_STORE", str(tmp_path / "store"))
-    monkeypatch.setenv("COURSE_ENV_FILE", "")  # a key in the developer's .env is not the tests' key
 
 
 @pytest.fixture(scope="session")

@@ -70,6 +70,17 @@ def test_students_get_the_stub_and_not_the_remark(lesson):
     assert {id: text for id, text in student.items() if id != "write"}.items() <= solution.items()
 
 
+def test_students_do_not_find_the_answer_of_an_exercise_printed(lesson):
+    source = lesson(SOURCE + '\n# %% id="answers" reveals="05.4"\nprint("a half")\n')
+    build_notebooks.build(source)
+    for edition, answers in (("solution", ["a half\n"]), ("student", [])):
+        notebook = nbformat.read(editions.notebook_path(source, edition), as_version=4)
+        by_id = {cell.id: cell for cell in notebook.cells}
+        assert [output.text for output in by_id["answers"].outputs] == answers
+        assert by_id["first"].outputs[0].text == "1\n" and by_id["answers"].execution_count
+        assert differences(source, edition) == []
+
+
 def test_the_card_stands_where_the_source_says(lesson):
     assert "| tiny | not measured |" in sources_by_id(make_edition(lesson(), "student"))["card"]
 

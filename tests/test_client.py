@@ -93,6 +93,19 @@ def test_the_env_file_is_read_and_the_environment_wins(
     assert client.setting("TINKER_API_KEY") == "tml-from-environment"
 
 
+def test_a_notebook_reads_the_projects_env_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Its kernel stands in notebooks/; a file of that folder's own would win."""
+    (tmp_path / "notebooks").mkdir()
+    (tmp_path / ".env").write_text("COURSE_PRESET=full\n")
+    monkeypatch.setattr("course_lib.dotenv.PROJECT", tmp_path)
+    monkeypatch.chdir(tmp_path / "notebooks")
+    assert preset().preset == "tiny"  # COURSE_ENV_FILE is empty in tests: no file at all
+    monkeypatch.delenv("COURSE_ENV_FILE")
+    assert preset().preset == "full"
+    Path(".env").write_text("COURSE_PRESET=quick\n")
+    assert preset().preset == "quick"
+
+
 def test_preset_and_store_may_stand_in_the_env_file(
     tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

@@ -48,7 +48,13 @@ def test_pairing_sees_what_overlapping_intervals_hide():
     after = evaluation([[1]] * 52 + [[0]] * 48)
     found = compare(before, after)
     assert found.interval[0] > 0 and found.p_value < 0.001
-    assert "is no luck" in str(found)
+    assert str(found).startswith("+12.0 points [") and "is hardly luck" in str(found)
+
+
+def test_few_disagreements_could_be_luck_even_where_the_bootstrap_is_sure():
+    found = compare(evaluation([[0]] * 60), evaluation([[1]] * 4 + [[0]] * 56))
+    assert found.interval[0] > 0 and found.p_value == 0.125
+    assert "could be luck" in str(found)
 
 
 def test_the_sign_test_is_exact():

@@ -235,7 +235,7 @@ def test_signal_is_the_mean_squared_centred_advantage():
 
 def test_luck_is_called_luck_exactly_when_the_interval_holds_zero():
     assert "could be luck" in description(groups.luck_figure([0.1], [-1.0, 1.0] * 50))
-    assert "more than luck" in description(groups.luck_figure([0.1], [0.5, 1.0] * 50))
+    assert "hardly luck" in description(groups.luck_figure([0.1], [0.5, 1.0] * 50))
 
 
 def test_intervals_are_drawn_from_end_to_end():

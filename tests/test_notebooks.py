@@ -99,8 +99,7 @@ def test_it_opens_without_asking_for_a_kernel_and_keeps_no_trace_of_the_run(sour
     assert metadata.kernelspec.name == "python3"
     assert set(metadata) == {"kernelspec", "language_info"}
     for cell in stored(source, edition).cells:
-        assert set(cell.metadata) <= {"exercise", "tags"}, cell.id
-        assert not set(cell.metadata.get("tags", [])), f"{cell.id}: a tag could skip the cell"
+        assert set(cell.metadata) <= {"exercise"}, f"{cell.id}: a tag could skip the cell"
 
 
 @pytest.mark.parametrize("source", SOURCES, ids=by_name)

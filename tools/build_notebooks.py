@@ -21,6 +21,7 @@ from tools.editions import (
     SourceError,
     as_text,
     differences,
+    hide_answers,
     make_edition,
     notebook_path,
     sources,
@@ -67,6 +68,8 @@ def build(source: Path, preset: str = "tiny", execute_cells: bool = True) -> Non
         if preset != "tiny":
             return
         _refresh_card(notebook, source, edition)
+        if edition == "student":
+            hide_answers(notebook, source)
         notebook_path(source, edition).write_text(as_text(notebook), encoding="utf-8")
         print(f"{source.stem} {edition}: {time.monotonic() - began:.0f} s", flush=True)
 

@@ -4,6 +4,7 @@ The source is a jupytext percent file. Every cell carries `id="..."`; besides th
 
     exercise="05.1"      a code cell with a solution; the student edition gets the exercise's stub
     edition="solution"   a cell that the student edition leaves out
+    reveals="10.1"       its output answers that exercise: the student edition stores none
     id="card"            the cell that measured time and memory are written into
 
 Pure: reads files, runs nothing. solutions/README.md tells authors how to use it.
@@ -24,7 +25,7 @@ from tools.card import card, read_measurements
 ROOT = Path(__file__).resolve().parent.parent
 SOLUTIONS, NOTEBOOKS = ROOT / "solutions", ROOT / "notebooks"
 EDITIONS = {"solution": SOLUTIONS, "student": NOTEBOOKS}
-KNOWN_KEYS = {"id", "exercise", "edition", "tags"}
+KNOWN_KEYS = {"id", "exercise", "edition", "reveals"}
 METADATA = {
     # Without a kernelspec JupyterLab asks for a kernel before it runs anything.
     "kernelspec": {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"},
@@ -95,8 +96,16 @@ def _in_edition(cell: NotebookNode, edition: str, source: Path) -> NotebookNode 
             raise SourceError(f"{source.name}: there is no exercise {keys['exercise']!r}")
         text = exercise.stub if edition == "student" else text
     make = nbformat.v4.new_code_cell if cell.cell_type == "code" else nbformat.v4.new_markdown_cell
-    kept = {key: keys[key] for key in ("exercise", "tags") if key in keys}
+    kept = {"exercise": keys["exercise"]} if "exercise" in keys else {}
     return make(text, id=keys["id"], metadata=kept)
+
+
+def hide_answers(notebook: NotebookNode, source: Path) -> None:
+    """Drop the outputs that answer an exercise: a student's own run shows them."""
+    revealing = {cell.metadata["id"] for cell in read_cells(source) if "reveals" in cell.metadata}
+    for cell in notebook.cells:
+        if cell.id in revealing:
+            cell.outputs = []
 
 
 def differences(source: Path, edition: str) -> list[str]:

@@ -377,6 +377,8 @@ def _requests(rng: random.Random) -> list[tuple]:
         ({"Authorization": f"Bearer {key[:-1]}"}, key),
         ({"Authorization": f"Bearer {key.upper()}"}, key),
         ({"Authorization": key}, key),
+        ({"Authorization": f"Bearer x{key}"}, key),
+        ({"X-Note": f"Bearer {key}"}, key),
         ({"Authorization": "Bearer "}, key),
         ({"Authorization": "Bearer "}, ""),
         ({}, key),
@@ -407,6 +409,18 @@ AUTHORISED = Exercise(
                 lambda got, key: bool(got) and bool(key) and f"Bearer {key}".startswith(got)
             ),
             "The beginning of a key gets in. Compare the whole value.",
+        ),
+        "end is enough": Mutant(
+            _looks_for(
+                lambda got, key: (
+                    bool(key) and (got or "").startswith("Bearer ") and (got or "").endswith(key)
+                )
+            ),
+            "A key with something before it gets in. Compare the whole value.",
+        ),
+        "any header": Mutant(
+            lambda headers, key: bool(key) and f"Bearer {key}" in headers.values(),
+            "It takes the key from any header. Only `Authorization` is the door.",
         ),
         "empty key": Mutant(
             _looks_for(lambda got, key: got == f"Bearer {key}"),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from course_lib.cli.options import Backend, Model, Store
-from course_lib.config import PROJECT
+from course_lib.dotenv import PROJECT
 from course_lib.errors import CourseError
 
 if TYPE_CHECKING:

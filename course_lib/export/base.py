@@ -14,7 +14,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from course_lib.config import PROJECT
+from course_lib.dotenv import PROJECT
 from course_lib.errors import CourseError
 from course_lib.export.files import read_json, safe_path
 

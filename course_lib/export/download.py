@@ -111,7 +111,7 @@ def ask(call: Callable[..., Any], *args: Any, place: str, **kwargs: Any) -> Any:
         return call(*args, **kwargs).result(timeout=ANSWER_S)
     except (tinker.TinkerError, ValueError) as error:
         said = " ".join(str(error).split())[:300] or type(error).__name__
-        remedy = "check the path, and whose key you use"
+        remedy = "check the path, whose key you use, and the --store that it was saved in"
         raise CourseError(place, f"the service answers: {said}", remedy) from None
     except TimeoutError:
         raise CourseError(place, f"no answer in {ANSWER_S} s", "run it again, it goes on") from None

@@ -1,5 +1,5 @@
 """Base + adapter -> one model folder: W' = W + (alpha / r) B A for every adapted matrix (Hu et al.
-2021, section 4.2).
+2021, section 4.1).
 
 The base is read tensor by tensor and written shard by shard, so memory holds one shard (1 GiB) and
 one delta however large the base is. Each sum is made in float32 and rounded once to the base's own

@@ -59,7 +59,7 @@ def luck_figure(gains: Sequence[float], resampled: Sequence[float], level: float
 
     low, high = np.quantile(resampled, [(1 - level) / 2, (1 + level) / 2])
     mean = float(np.mean(gains))
-    verdict = "could be luck" if low <= 0 <= high else "is more than luck"
+    verdict = "could be luck" if low <= 0 <= high else "is hardly luck"
     with course_style():
         figure, axes = new_figure()
         axes.hist(list(resampled), bins=30, color=BLUE, hatch="//", edgecolor="white")

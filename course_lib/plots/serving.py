@@ -39,4 +39,5 @@ def timeline_figure(scenarios: Mapping[str, Sequence[Call]], title: str) -> Figu
         f"{name}: the last answer ends at {max(last for _, _, last in calls):.2g} s"
         for name, calls in scenarios.items()
     )
-    return describe(figure, titled(title, f"{ends}."))
+    lines = "dotted: waiting; bar: from the first token to the last"
+    return describe(figure, titled(title, f"{lines}. {ends}."))

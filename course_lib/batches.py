@@ -75,8 +75,8 @@ def make_rl_datum(
 def epoch_batches(n: int, batch_size: int, seed: int, epoch: int) -> list[list[int]]:
     """Row numbers 0 ... n - 1, shuffled for this epoch and cut into batches.
 
-    The partial batch at the end is dropped: its summed gradient is smaller than the others' and
-    shows up as a spike. Each epoch shuffles anew, so it is not always the same rows that are
+    The partial batch at the end is dropped: its summed gradient is smaller than the others', and
+    its mean loss noisier. Each epoch shuffles anew, so it is not always the same rows that are
     dropped. With fewer rows than one batch there is nothing to compare: they all make one batch.
     """
     if n < 1 or batch_size < 1:

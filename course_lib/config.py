@@ -195,7 +195,7 @@ def preset(name: str | None = None) -> RunConfig:
         sft = SFTConfig(batch_size=8, epochs=1, save_every=100, eval_every=100)  # 300 steps
         rl = RLConfig(steps=10, prompts_per_step=4, save_every=5)
         return RunConfig(preset=name, sft=sft, rl=rl, eval_problems=64)
-    if name == "quick":  # two minutes: does it work?
+    if name == "quick":  # about a minute: does it work?
         sft = SFTConfig(batch_size=32, epochs=1)
         rl = RLConfig(steps=100, prompts_per_step=16)
         return RunConfig(preset=name, sft=sft, rl=rl, eval_problems=200)

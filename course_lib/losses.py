@@ -100,7 +100,7 @@ def gspo(
     """ppo with one ratio per sequence, s = exp(mean(lp - q)) (Zheng et al. 2025, eq. 7 and 14).
 
     The mean is over `sequence_ratio_mask`. Every token has the value of s and a gradient of its
-    own: s exp(lp - sg[lp]). The default range is ppo's; the paper clips within 1 +- 0.0004.
+    own: s exp(lp - sg[lp]). The default range is ppo's; the paper's is 1 - 3e-4 to 1 + 4e-4.
     """
     low, high = settings(config, clip_low_threshold=0.8, clip_high_threshold=1.2)
     mask, advantages = inputs["sequence_ratio_mask"], inputs["advantages"]

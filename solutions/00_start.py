@@ -57,8 +57,9 @@ print(f"The model chooses among {vocab_size} tokens at every step.")
 # %% [markdown] id="base-question"
 # ## What does the base model say?
 #
-# The base model has read prose: stories from a small village, sums, word games. It knows how to add
-# three numbers. But nobody has ever asked it anything, and it has never answered.
+# The base model has read exercise books (`Question: ... Answer: ...`), stories from a small village
+# and scenes from plays. It knows how to add three numbers. But it has never seen a *chat*, in which
+# one speaker asks and the other answers.
 #
 # Before you run the next cell: what do you expect from a model that can add, but has never seen
 # a conversation?
@@ -280,11 +281,13 @@ for asked, right in ((question, "129"), (other, "97")):
 #
 # 1. **SFT** (supervised fine-tuning, lessons 01 to 03): imitate good conversations. It teaches
 #    the *format*: you are asked, you answer, you stop.
-# 2. **GRPO** (reinforcement learning, lessons 04 to 07): try several answers to each question, and
-#    make those likelier that were right. It teaches what *pays*.
+# 2. **GRPO** (group relative policy optimisation, a kind of reinforcement learning, lessons 04 to
+#    07): try several answers to each question, and make those likelier that were right. It teaches
+#    what *pays*.
 #
 # First a fresh client, and how it does before anything has happened to it. While the training runs,
-# the dashboard moves; **Stop** holds it after the step at hand, **Resume** goes on. Of the three
+# the dashboard moves; **Stop** holds it after the step at hand, **Resume** goes on (`await` keeps
+# the buttons alive while the cell waits for the training). Of the three
 # curves of GRPO look at the left one: the mean reward, here the share of right answers. (The other
 # two are explained in lessons 05 and 06.)
 
@@ -355,8 +358,8 @@ band(
 # answers only. But answers that were worked out were right more often, so they became more
 # frequent. That is the discovery that this course takes apart.
 #
-# This was the tiny version: a minute of training. `posttrain all --config quick` in a terminal
-# trains longer, and reaches what the table in the README shows.
+# This was a short version: seconds of training. `posttrain all --config quick` in a terminal trains
+# longer, and reaches what the table in the README shows.
 #
 # Ask the three models something yourself:
 
@@ -369,7 +372,7 @@ Chat(samplers, tokenizer, "What is 31 + 14 + 52?").show()
 # ## How long, how large?
 #
 # `preset()` gives the sizes of everything, and `COURSE_PRESET` chooses: **tiny** (seconds: does it
-# run?), **quick** (two minutes: does it work?), **full** (how far does it go?). The lessons say
+# run?), **quick** (about a minute: does it work?), **full** (how far does it go?). The lessons say
 # what they change.
 
 # %% id="show-preset"

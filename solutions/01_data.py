@@ -76,7 +76,7 @@ band("Both doors give the same conversations", same)
 # | same role twice | user, user | teach it that questions follow questions |
 # | no assistant turn | only a question | there is nothing to learn |
 #
-# Only the first two are sure to make a noise. Most training code says nothing about the others: it
+# Only the first is sure to make a noise. Most training code says nothing about the others: it
 # trains, and the loss falls. (The second one has many faces: no `messages`, an empty list of them,
 # or a line that is JSON and no object at all.)
 
@@ -192,8 +192,9 @@ mask_viewer([example, *conversations[:8]], tokenizer).show()
 
 # %% [markdown] id="mask-exercise"
 # Now write the mask. To keep markers and sub-words out of the way, a token is here a pair: whose
-# message it belongs to, and which part of the message it is. Trained on are the text and the end of
-# the last assistant message, also when the user speaks after it.
+# message it belongs to, and which part of the message it is. (`_T` in a name: a list with one entry
+# for each of T tokens.) The text and the end of the last assistant message are trained on, even
+# when the user speaks after it.
 
 # %% id="mask-tokens"
 tokens_T = [

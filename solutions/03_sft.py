@@ -113,17 +113,18 @@ same = abs(mine * sum(map(sum, weights_D_T)) - result.metrics["loss:sum"]) < 0.0
 band("Times the trained tokens, it is the engine's loss:sum", same)
 
 # %% [markdown] id="nll-answer"
-# Divided by all tokens the loss looks smaller, though nothing is better: the questions, which cost
-# nothing, are counted as if they had been predicted. The more of a batch is question, the smaller
-# it looks. And if each conversation were averaged first, one token of a short answer would count as
-# much as several of a long one.
+# Divided by all tokens the loss looks smaller, though nothing is better: the questions add nothing
+# above the line (their weight is 0) and are counted below it. The more of a batch is question, the
+# smaller it looks. Counted in both places they hide the answers: the base model finds questions
+# harder to guess than answers. And if each conversation were averaged first, one token of a short
+# answer would count as much as several of a long one.
 
 # %% [markdown] id="batches-question"
 # ## In which order do the rows come?
 #
 # Here is a function that cuts rows into batches. It runs, the loss falls, and three things are
-# wrong with it. Find them before you read on: call it twice, call it for the next epoch, and look
-# at the last batch.
+# wrong with it. Find them before you read on: call it twice, ask which of its four arguments it
+# never uses, and look at the last batch.
 
 # %% id="broken-batches"
 import random
@@ -142,7 +143,7 @@ band("The same seed gives the same order", once == again)
 # %% [markdown] id="batches-exercise"
 # A run must be repeatable, or a crash loses it (you will see why). Another order in each epoch, or
 # the model meets the same neighbours again. And no partial batch: its gradient is a sum over fewer
-# rows, and it shows up as a spike.
+# rows, so its step is smaller than planned, and its mean loss is noisier than its neighbours'.
 
 
 # %% id="write-epoch-batches" exercise="03.2"
@@ -165,8 +166,8 @@ for epoch in (0, 1):
 # ## How should the learning rate move?
 #
 # Adam's first steps are its most uncertain ones, because its averages have seen nothing yet; so
-# many recipes **warm up** (Goyal et al. 2017). The last steps should be small, because what they
-# change is not corrected any more; so nearly all recipes let the rate **fall**.
+# many recipes **warm up** (Liu et al. 2020, "RAdam"). The last steps should be small, because what
+# they change is not corrected any more; so nearly all recipes let the rate **fall**.
 #
 # Both ways are straight lines here. Of five steps of warm-up the first has a fifth of the peak and
 # the last all of it. The next step has the peak, too; then the rate comes down evenly, and would be
@@ -280,6 +281,8 @@ columns = [shown(token) for token in tokens]
 title = "How surprising is each token of the answer?"
 show(heat_map(matrix, title, "token", "", "nats", rows=names, columns=columns, digits=1))
 band("The end marker has become cheap", surprise[STEPS][-1] < 0.1 < before[-1])
+digits = [nats for token, nats in zip(tokens, matrix[-1], strict=True) if token.strip().isdigit()]
+measured("the dearest digit after the last step costs", max(digits), "nats")
 
 # %% [markdown] id="heat-answer"
 # The results `68` and `129` were cheap from the start: the base model can add. So sort the tokens
@@ -424,7 +427,8 @@ apart = {
 }
 close = {name: gaps for name, gaps in apart.items() if max(map(abs, gaps)) < 0.4}
 title = "Distance from the uninterrupted run"
-show(curves_figure(close, title, "difference of the loss (nats)", steps=steps))
+looks = {name: number for number, name in enumerate(curves)}  # as in the figure above
+show(curves_figure(close, title, "difference of the loss (nats)", steps=steps, looks=looks))
 
 # %% [markdown] id="resume-exercise"
 # The letters were drawn by lot. Read the curves, and name each of them. The answer is a dictionary,

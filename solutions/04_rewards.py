@@ -776,8 +776,9 @@ except CourseError as error:
     print(error)
 
 # %% [markdown] id="own-run-note"
-# Together in a run, by name, as the command line would do it (`posttrain all --rl.reward ...`, see
-# lesson 10). **Predict** what replies look like after eight steps. How will this reward be gamed?
+# Together in a run, by name, as the command line would do it (`posttrain all --set rl.reward=...`,
+# see lesson 10). **Predict** what replies look like after eight steps. How will this reward be
+# gamed?
 
 # %% id="own-run"
 own = service.create_training_client_from_state(start).result()

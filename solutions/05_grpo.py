@@ -88,7 +88,7 @@ show(heat_map(rewards_P_G, "Rewards: one row is one group", "answer", "problem",
 #
 # A reward of 1 sounds good. Is it? If all eight answers got 1, then none of them was better than
 # the others. What a step should follow is the **advantage**: how much better than expected. GRPO
-# (Shao et al. 2024) takes the group itself for the expectation:
+# (group relative policy optimisation, Shao et al. 2024) takes the group itself for the expectation:
 #
 # $$A_i = r_i - \frac{1}{G}\sum_{j=1}^{G} r_j$$
 #
@@ -452,7 +452,7 @@ show(two_curves_figure(result.rewards, worked, names, "The reward asks for one, 
 band("Most answers are worked now", after.worked_share > 0.6)
 
 # %% [markdown] id="discovery-lesson"
-# In one group, a worked answer was right more often than its direct siblings. So its tokens, the
+# Within a group, a worked answer was right more often than its direct siblings. So its tokens, the
 # first `=` among them, got positive advantages more often than negative ones. That is all. A habit
 # that was rare in the data became the rule, because it pays.
 #

@@ -127,8 +127,9 @@ band("Every ratio is 1, to a thousandth", largest < 1e-3)
 
 # %% [markdown] id="ratio-lesson"
 # This check is the first thing to look at in any RL run. If sampler and trainer disagree before
-# the first step (another temperature, another tokenization, other weights, rounding), every later
-# number is wrong, and the training may still look as if it worked. Lesson 07 breaks it on purpose.
+# the first step (another temperature, another tokenization, other weights, rounding), the batch is
+# off-policy before you begin. Later ratios mix that with what training has done, and the training
+# may still look as if it worked. Lesson 07 breaks it on purpose.
 #
 # ## The loss
 #
@@ -266,8 +267,8 @@ band("The batch loses worth", shares[-1] < 0.97 * shares[0])
 # ## PPO: a limit to trust
 #
 # The ratio is right on average. But the loss $-rA$ has no end: a token with $A > 0$ is pushed up,
-# and then up again, on the evidence of one old batch. PPO (Schulman et al. 2017, equation 7) stops
-# paying for it once the ratio leaves a range around 1:
+# and then up again, on the evidence of one old batch. PPO (proximal policy optimisation, Schulman
+# et al. 2017, equation 7) stops paying for it once the ratio leaves a range around 1:
 #
 # $$L = -\sum_t \min\left(r_t A_t,\ \text{clip}(r_t, \text{low}, \text{high})\, A_t\right)$$
 #
@@ -321,25 +322,33 @@ measured("tokens of our batch that PPO would silence now:", sum(silent) / len(si
 band("Some are silent, and most are not", 0 < sum(silent) < len(silent) / 2)
 
 # %% [markdown] id="token-map-note"
-# Which tokens are they? The strip shows the logarithm of each token's ratio in the answer that
-# moved most: 0 means as likely as before.
+# Which tokens move? Two strips show the logarithm of each token's ratio, 0 meaning as likely as
+# before, in two answers: the good and the bad one whose tokens went farthest where they were
+# pushed. **Predict**: all tokens of an answer alike, or a few?
 
 # %% id="token-map"
 from course_lib.plots.tokens import value_strip
 
-ratios_D = token_ratios(results[-1])
-moved_most = max(range(len(pairs)), key=lambda d: max(abs(math.log(r)) for r in ratios_D[d]))
-turn, advantage = pairs[moved_most]
-words = [tokenizer.decode([token]) for token in turn.completion_tokens]
-values = [math.log(ratio) for ratio in ratios_D[moved_most]]
-title = f"An answer with advantage {advantage:+.2f}: log ratios"
-show(value_strip(words, values, title, names=("likelier now", "rarer now")))
+LIMIT = 3.0  # in the picture: one runaway token would make all others invisible
+logs_D = [
+    [max(-LIMIT, min(LIMIT, math.log(ratio))) for ratio in ratios]
+    for ratios in token_ratios(results[-1])
+]
+for sign in (1, -1):
+    chosen = max(
+        (d for d, (_, advantage) in enumerate(pairs) if sign * advantage > 0),
+        key=lambda d: sum(max(0, sign * value) for value in logs_D[d]),
+    )
+    turn, advantage = pairs[chosen]
+    words = [tokenizer.decode([token]) for token in turn.completion_tokens]
+    title = f"An answer with advantage {advantage:+.2f}: log ratios, cut at {LIMIT:g}"
+    show(value_strip(words, logs_D[chosen], title, names=("likelier now", "rarer now")))
 
 # %% [markdown] id="token-map-lesson"
 # Most tokens of an answer follow from those before, whatever one thinks of the answer; their
-# ratios stay near 1. A few tokens *decide*: a digit of a sum, or whether the working goes on or
-# the answer comes now. It is these that move; and those of them that went where they were pushed
-# are the ones that the clip silences.
+# ratios stay near 1. A few tokens *decide*: whether the answer comes at once or the working begins,
+# or a digit of a sum. It is these that move; and those of them that went where they were pushed are
+# the ones that the clip silences.
 #
 # ## CISPO: a limit to the weight, a gradient for all
 #

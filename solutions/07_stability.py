@@ -155,7 +155,8 @@ for name, estimate in estimators.items():
 
 # %% [markdown] id="kl-widget-note"
 # Right on average is not enough: an estimate from few tokens should also be near. Move the
-# sliders: when is k2 good? Which one spreads most?
+# sliders: when is k2 good? Which one spreads most? (The wider a shape, the more of the 300
+# estimates lie there; the mark in its middle is their mean.)
 
 # %% id="kl-widget"
 from course_lib.widgets import kl_sampler, show, show_source
@@ -202,9 +203,16 @@ for name, values in rewards.items():
 # A leash pulls back, it does not forbid: single steps may lie as far out as without it.
 #
 # What does the leash cost? It depends on how far away lies what pays. Here the worked answers are
-# rare after SFT, so preferring them *is* a distance. A leash is worth its price where the reward
-# can be cheated (lesson 04), or where the model must keep what it knew. With a reward that is the
-# truth itself many recipes leave it out; the course's default is 0.
+# rare after SFT, so preferring them *is* a distance. But the leash itself would allow most of it:
+# reward minus KL is largest where a right answer is $e^{1/\beta}$ = 28 times as likely as before
+# against a wrong one (Rafailov et al. 2023, equation 4). That turns one right answer in five into
+# nearly nine in ten, and lies about one nat away. The curve above shows that twelve large, noisy
+# steps need not find it: three nats at 0.3 a nat cost 0.9, nearly the whole reward, and who has
+# run so far gives up again what was found.
+#
+# A leash is worth its price where the reward can be cheated (lesson 04), or where the model must
+# keep what it knew. With a reward that is the truth itself many recipes leave it out; the course's
+# default is 0.
 #
 # A detail that costs people days: inside the *reward* use k1, as the library does by default. k3
 # is the better estimate of the KL's value, but charging it to the reward does not give the KL's
@@ -267,10 +275,16 @@ show(ratio_histogram(ratios, advantages, title=title))
 
 # %% [markdown] id="temperature-lesson"
 # Most tokens are sure at any temperature. The disagreement sits on the few at which the model
-# hesitates, and those are the ones that decide an answer. Nothing crashes; the run follows weights
-# that are wrong. Top-p and top-k sampling, which leave out the unlikely tokens, do the same, and so
-# do a sampler with rounded weights and a chat template that differs by one space. So: look at the
-# ratio before the first step. It must be 1.
+# hesitates, and those are the ones that decide an answer. Nothing crashes. Each ratio is still the
+# right weight for its own token (lesson 06), but not for the tokens before it; rare tokens carry
+# large weights; PPO's clip silences tokens before anything has moved; and the reward that you watch
+# is earned by another policy than the one you train. A sampler with rounded weights, or a chat
+# template that differs by one space, does the same. So: look at the ratio before the first step. It
+# must be 1.
+#
+# It does not see everything. Top-p and top-k sampling leave out the unlikely tokens, but our engine
+# reports the logprobs from before that cut: the ratio stays 1, although the samples come from
+# elsewhere. Leave both off while you train.
 #
 # ## How stale may a batch be?
 #
@@ -290,7 +304,8 @@ band("The model has moved on from it", away[-1] > 2 * away[0])
 
 # %% [markdown] id="staleness-lesson"
 # It is the *model's* movement that makes a batch old, not time: under a smaller learning rate it
-# lasts longer. Large systems set a limit in steps, and watch the ratio beside it.
+# lasts longer. Large systems set a limit in steps, and watch the ratio beside it. (The tokens are
+# the old model's, so the KL here is that from the old model to the new one.)
 #
 # ## Do answers grow long because length pays?
 #
@@ -309,7 +324,8 @@ print(broken_token_advantages([-0.5, -0.5], [5, 50]))
 # %% [markdown] id="length-exercise"
 # The long wrong answer is told off ten times more gently. Who must be wrong is better off being
 # wrong at length (Liu et al. 2025, section 3). **Mend it**: divide by something that no answer can
-# choose.
+# choose. (How large that constant is hardly matters: Adam divides its step by the size of the
+# gradients anyway.)
 
 
 # %% id="mend-length" exercise="07.3"
@@ -426,7 +442,7 @@ dpo_loss = check("07.4", dpo_loss)
 
 # %% [markdown] id="dpo-run-note"
 # We make pairs from the model's own answers: in each group that is not dead, a right and a wrong
-# one. It is the same information that GRPO gets, used once, without fresh samples. **Predict**:
+# one. It is the same information that GRPO gets, gathered once, without fresh samples. **Predict**:
 # the loss falls; do the chosen answers become *likelier*?
 
 # %% id="dpo-pairs"
@@ -472,12 +488,12 @@ for name, sampler in (
 band("DPO helped", accuracies[1] > accuracies[0] + 0.1)
 
 # %% [markdown] id="dpo-lesson"
-# Look at the curve of the chosen answers again: they were chosen, and they did not gain. Their
-# curve wanders about zero and is more often below it than above; the rejected ones fall far. DPO
-# asks for a *gap*, and a gap opens just as well if both fall and the rejected ones fall faster.
-# Both share most of their words, so what pushes one down takes the other with it. The accuracy
-# rises all the same, because what the model says instead is like the chosen answers in what
-# matters: it shows its working.
+# Look at the curve of the chosen answers again: they were chosen, and they did not gain. At first
+# their curve wanders about zero; by the end they are mostly rarer than before training, too. The
+# rejected ones only fell much further. DPO asks for a *gap*, and a gap opens just as well if both
+# fall and the rejected ones fall faster. Both share most of their words, so what pushes one down
+# takes the other with it. The accuracy rises all the same, because what the model says instead is
+# like the chosen answers in what matters: it shows its working.
 #
 # GRPO would have taken one step with these answers, and then asked the model anew. DPO stays with
 # what is on file: cheaper, simpler, and blind to what the model does by now.

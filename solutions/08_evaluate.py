@@ -341,10 +341,13 @@ band("Nothing says that it knows the village better", change.interval[0] <= 0)
 
 # %% [markdown] id="village-lesson"
 # A regression test like this one costs a minute and belongs in every evaluation: what you do not
-# measure, training is free to give away. And read the whole interval: where it holds 0, there is no
-# evidence of a loss, but a loss as large as its lower end would have passed unseen. How much is
-# lost is a matter of luck, too: the same training with `seed=2`, in `quick_sft` and in
-# `train_grpo`, lost 18 points of 27 when we tried it, and that was no chance.
+# measure, training is free to give away. How much it gives away is a matter of luck as well: of six
+# runs of ours with different seeds two lost clearly (13 and 18 points), and
+# the other four could not be told from no change.
+#
+# Read the whole interval. Where it holds 0 there is no evidence of a loss, but a loss as large as
+# its lower end may have passed unseen. With one answer to each question instead of four, that is
+# what happened to us in this very cell.
 #
 # But see how small it was: after eighty steps of SFT only about one village question in five is
 # answered truly, so there was little to lose. A regression test is worth as much as the

@@ -162,6 +162,9 @@ def test_a_notebook_shows_a_figure_as_a_picture():
         ([0.001, 1.93], "from 0.001 to 1.93"),
         ([1e-8, 3e-8], "from 1e-08 to 3e-08"),
         ([0.0, 0.0], "from 0 to 0"),
+        ([0.5, 0.84, 0.33], "from 0.5 to 0.33, highest 0.84"),
+        ([0.0, -5.0, 2.0, 1.0], "from 0 to 1, lowest -5"),
+        ([0.0, 1.1, 1.0], "from 0 to 1"),  # hardly beyond the end
         ([], "without values"),
     ],
 )

@@ -65,7 +65,7 @@ def call(
     except KeyboardInterrupt:
         raise  # the learner pressed the stop button
     except BaseException as error:
-        text = str(error).strip().split("\n")[0]
+        text = " ".join(str(error).strip().split("\n")[:2])
         return Outcome(error=type(error).__name__, error_text=text, printed=printed.getvalue())
     changed = observe is None and not _unchanged(arguments, case)
     return Outcome(value=seen, printed=printed.getvalue(), changed_input=changed)

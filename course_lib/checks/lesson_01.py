@@ -85,7 +85,8 @@ def _harder_lines(rng: random.Random) -> list[tuple]:
     ask, blank = {"role": "user", "content": "Why?"}, {"role": "user", "content": ""}
     bot, say = {"role": "bot", "content": "Hm."}, {"role": "assistant", "content": "So."}
     rows = ([blank, bot], [ask, ask, bot], [ask, say, ask])
-    return _lines(rng) + [(json.dumps({"messages": row}),) for row in rows]
+    no_objects = [("null",), (str(rng.randrange(10)),)]
+    return _lines(rng) + no_objects + [(json.dumps({"messages": row}),) for row in rows]
 
 
 def _message_by_message(line: str) -> str | None:

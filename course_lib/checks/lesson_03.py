@@ -235,8 +235,8 @@ def _with_replacement(n: int, batch_size: int, seed: int, epoch: int) -> list[li
 
 
 PARTIAL = (
-    "There is a partial batch at the end. Its gradient is scaled differently and shows up as a "
-    "spike: drop it, the next epoch's order brings those rows back."
+    "There is a partial batch at the end. Its gradient is smaller and its loss noisier than the "
+    "others': drop it, the next epoch's order brings those rows back."
 )
 A_BATCH_IS_MISSING = (
     "A whole batch is missing: 40 rows make five batches of 8, and none of them is partial. Where "
@@ -357,8 +357,8 @@ BATCHES = Exercise(
         "with replacement": Mutant(_with_replacement, NOT_ONCE),
     },
     hints=(
-        "Call the broken version twice with the same arguments, then with the next epoch, and "
-        "look at the last batch.",
+        "Call the broken version twice with the same arguments, ask which argument it never uses, "
+        "and look at the last batch.",
         "random.Random(something) is a generator of its own: what must that something depend on?",
         "A seed may be a string made of seed and epoch. How many whole batches are there? n // "
         "batch_size.",

@@ -25,6 +25,12 @@ def _read(text: str, number: str) -> int | None:
     return int(match[0].replace(",", "")) if match else None
 
 
+def _anywhere_behind(text: str) -> int | None:
+    _, mark, tail = text.rpartition("answer is ")
+    match = re.search(r"(?<![\d.,])-?\d+(?!\d|[.,]\d)", tail) if mark else None
+    return int(match[0]) if match else None
+
+
 def _first_stated(text: str) -> int | None:
     found = re.search(r"answer is (-?\d+)", text)
     return int(found[1]) if found else None
@@ -64,6 +70,8 @@ def _gallery(rng: random.Random) -> list[tuple]:
         f"The answer is {total}.5",
         f"The answer is {total},000.",
         f"The answer is {total}. Or the answer is unknown.",
+        f"The answer is unknown. {total} is my house number.",
+        f"The answer is not {total}.",
         "The answer is",
         f"{a} + {b} = {total}.",
         f"What is {a} + {b}?",
@@ -93,6 +101,11 @@ READ_ANSWER = Exercise(
             _first_stated,
             "It takes the first answer given. A model that corrects itself is graded on its "
             "mistake.",
+        ),
+        "anywhere behind": Mutant(
+            _anywhere_behind,
+            'It takes the first number anywhere behind the last "answer is ". In "The answer is '
+            'not 129." that is no answer: the number must stand right after it.',
         ),
         "runs on": Mutant(
             _greedy_prefix,

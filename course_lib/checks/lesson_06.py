@@ -120,10 +120,11 @@ def _clipped(ratio: float, low: float, high: float) -> float:
 
 
 def _ratios(rng: random.Random) -> list[tuple]:
-    ratios = [
-        round(r, 2) for r in (rng.uniform(0.2, 0.7), rng.uniform(0.85, 1.15), rng.uniform(1.3, 3.0))
-    ]
-    return [(r, a, 0.8, high) for r in ratios for a in (1.0, 1.5, -0.5) for high in (1.2, 1.28)]
+    """Ratios on every side of 1 and of both pairs of bounds, and between those pairs."""
+    places = ((0.2, 0.6), (0.72, 0.78), (0.85, 0.95), (1.05, 1.15), (1.22, 1.26), (1.4, 3.0))
+    ratios = [round(rng.uniform(*place), 2) for place in places]
+    bounds = ((0.8, 1.2), (0.7, 1.28))
+    return [(r, a, *pair) for r in ratios for a in (1.0, 1.5, -0.5) for pair in bounds]
 
 
 PPO_LOSS = Exercise(
@@ -160,6 +161,11 @@ PPO_LOSS = Exercise(
             lambda r, a, low, high: -min(r * a, _clipped(r * a, low, high)),
             "The product of ratio and advantage is clipped. Clip the ratio alone, then multiply "
             "by the advantage.",
+        ),
+        "bounds of its own": Mutant(
+            lambda r, a, low, high: ppo_loss(r, a, 0.8, 1.2),
+            "It has bounds of its own. Take those that are given: low and high may differ from "
+            "0.8 and 1.2.",
         ),
         "upper bound only": Mutant(
             lambda r, a, low, high: -min(r * a, min(r, high) * a),
@@ -221,6 +227,15 @@ PPO_GRADIENT = Exercise(
             lambda r, a, low, high: r < high,
             "The upper bound stops only good tokens. A bad token far above it must be pushed "
             "down, and is.",
+        ),
+        "one for a bound": Mutant(
+            lambda r, a, low, high: r < high if a > 0 else r > 1,
+            "A bad token falls silent at the lower bound, not as soon as it is rarer at all.",
+        ),
+        "bounds of its own": Mutant(
+            lambda r, a, low, high: r < 1.2 if a > 0 else r > 0.8,
+            "It has bounds of its own. Take those that are given: low and high may differ from "
+            "0.8 and 1.2.",
         ),
         "the silent ones": Mutant(
             lambda r, a, low, high: not ppo_learns(r, a, low, high),

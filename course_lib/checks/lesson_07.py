@@ -139,8 +139,9 @@ LENGTH_BIAS = Exercise(
         ),
         "not divided": Mutant(
             lambda a, n, limit: list(a),
-            "Nothing is divided. There is no bias in that, but the step then grows with "
-            "max_tokens, and the learning rate would have to follow.",
+            "Nothing is divided. There is no bias in that, and the course's own loop does just "
+            "that: Adam does not mind a constant factor. Here divide by the constant that is "
+            "given, max_tokens.",
         ),
         "all tokens of the group": Mutant(
             lambda a, n, limit: [x / sum(n) for x in a],

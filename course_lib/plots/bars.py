@@ -62,6 +62,9 @@ def _beside(axes: Axes, place: float, value: float) -> None:
     axes.annotate(text, (value, place), (3, 0), textcoords="offset points", va="center", fontsize=8)
 
 
+FEW = 8  # bars: each is told in words
+
+
 def stacked_figure(
     names: Sequence[str], parts: Mapping[str, Sequence[float]], title: str, x: str
 ) -> Figure:
@@ -77,8 +80,9 @@ def stacked_figure(
             above = [a + max(v, 0) for v, a in zip(values, above, strict=True)]
             below = [b + min(v, 0) for v, b in zip(values, below, strict=True)]
         totals = [a + b for a, b in zip(above, below, strict=True)]
-        look = {"marker": "D", "linestyle": "", "color": INK, "clip_on": False}
-        axes.plot(totals, list(rows), label="sum", **look)
+        if len(parts) > 1:
+            look = {"marker": "D", "linestyle": "", "color": INK, "clip_on": False}
+            axes.plot(totals, list(rows), label="sum", **look)
         axes.axvline(0, color=INK, linewidth=0.8)
         axes.set_yticks(rows, [_short(name) for name in names], fontsize=8)
         axes.invert_yaxis()
@@ -86,9 +90,14 @@ def stacked_figure(
         label(axes, "", x, "")
         legend_above(axes)
         figure.suptitle(title, x=0.01, ha="left", fontsize=11, fontweight="bold")
-    best = names[max(rows, key=lambda row: totals[row])]
     made = ", ".join(parts)
-    return describe(figure, titled(title, f"bars made of {made}. Highest: {_short(best)}."))
+    if len(names) <= FEW:
+        told = "; ".join(
+            f"{_short(name)} {total:.3g}" for name, total in zip(names, totals, strict=True)
+        )
+    else:
+        told = f"Highest: {_short(names[max(rows, key=lambda row: totals[row])])}"
+    return describe(figure, titled(title, f"bars made of {made}. {told}."))
 
 
 def _short(text: str, most: int = 44) -> str:

@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from course_lib.plots.style import CYCLE, course_style, new_figure
+from course_lib.plots.style import CYCLE, STAGE_COLOURS, STAGE_NAMES, course_style, new_figure
 from course_lib.plots.words import describe
 
 if TYPE_CHECKING:
@@ -17,6 +17,7 @@ WIDTH = 62  # characters of an answer's line
 
 def chat_figure(question: str, answers: Mapping[str, str]) -> Figure:
     """The question on top, one block per model below."""
+    stage_colours = {STAGE_NAMES[stage]: colour for stage, colour in STAGE_COLOURS.items()}
     blocks = {name: _wrapped(text) for name, text in answers.items()}
     lines = 1 + sum(len(block) for block in blocks.values())
     with course_style():
@@ -29,7 +30,7 @@ def chat_figure(question: str, answers: Mapping[str, str]) -> Figure:
             axes.plot(
                 [0.005, 0.005],
                 [top, top + len(block)],
-                color=CYCLE[number],
+                color=stage_colours.get(name, CYCLE[number]),
                 linewidth=4,
                 linestyle="-",
                 marker="",

@@ -36,12 +36,18 @@ def curves_figure(
     steps: Sequence[float] | None = None,
     log: bool = False,
     first: int = 1,
+    looks: Mapping[str, int] | None = None,
 ) -> Figure:
-    """One line per run; `level` is a dotted line with its name (ln V, chance, a target)."""
+    """One line per run; `level` is a dotted line with its name (ln V, chance, a target).
+
+    `looks`: which number's colour, dash and mark a run has, so that it keeps those of another
+    figure; by default its place among the runs.
+    """
     with course_style():
         figure, axes = new_figure()
         for number, (name, values) in enumerate(runs.items()):
-            _line(axes, number, name, steps or range(first, first + len(values)), values)
+            look = number if looks is None else looks[name]
+            _line(axes, look, name, steps or range(first, first + len(values)), values)
         if level is not None:
             _level(axes, *level)
         label(axes, title, x, y)
@@ -126,9 +132,14 @@ def live_figure(rows: Sequence[Mapping[str, Any]], total: int) -> Figure:
                 style = {"color": VERMILLION, "marker": "s", "linestyle": "--"}
                 places[0].plot(where, values, label="held out", **style)
                 legend_above(places[0])
-    values = [row[main[0]] for row in rows if main[0] in row]
+    curves = {main[1]: [row.get(main[0]) for row in rows]}
+    if reinforcement:
+        curves |= {"dead groups (share)": dead, "largest |ratio - 1|": ratio}
+    elif heldout:
+        curves["held out"] = list(values)
+    told = [f"{name} {span([v for v in vs if v is not None])}" for name, vs in curves.items()]
     done = f"{len(rows)} of {total} steps"
-    return describe(figure, f"Training so far, {done}: {main[1]} {span(values)}.")
+    return describe(figure, f"Training so far, {done}: {'; '.join(told)}.")
 
 
 def _live_panel(

@@ -52,6 +52,9 @@ def heat_map(
     axes_words = " by ".join(filter(None, (y, x)))
     what = ", ".join(filter(None, (axes_words, unit)))
     words = f"Heat map, {shape}: {what} between {min(flat):.3g} and {max(flat):.3g}."
+    if rows and columns:
+        top = flat.index(max(flat))
+        words += f" Highest: {rows[top // len(columns)]}, {columns[top % len(columns)]}."
     return describe(figure, titled(title, words))
 
 

@@ -79,7 +79,8 @@ def lora_run_figure(runs: Mapping[Run, Sequence[float]], chosen: Run, every: int
     rates = sorted({r for _, _, r in runs})
     finals = [(r, runs[rank, alpha, r][-1]) for r in rates if (rank, alpha, r) in runs]
     finals = [(r, loss) for r, loss in finals if math.isfinite(loss)]
-    top = 1.15 * max(values[0] for values in runs.values())
+    # As high as the runs begin, and as high as this one rises: of others only what fits is seen.
+    top = 1.15 * max(*(values[0] for values in runs.values()), *filter(math.isfinite, curve))
     with course_style():
         figure, (left, right) = new_figure(1, 2, size=(7.2, 3.0))
         for other in runs.values():
@@ -94,7 +95,8 @@ def lora_run_figure(runs: Mapping[Run, Sequence[float]], chosen: Run, every: int
         steps = [every * i for i in range(len(curve))]
         left.plot(steps, curve, color=BLUE, linestyle="-", marker="")
         left.set_ylim(0, top)
-        label(left, f"rank {rank}, alpha {alpha:g}, rate {rate:g}", "step", "held-out loss (nats)")
+        title = f"rank {rank}, alpha {alpha:g}, rate {rate:g}; grey: the others"
+        label(left, title, "step", "held-out loss (nats)")
         right.plot([r for r, _ in finals], [loss for _, loss in finals], color=BLUE, linestyle="--")
         if math.isfinite(curve[-1]):
             right.plot(

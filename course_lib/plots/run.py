@@ -140,8 +140,13 @@ def dead_share(rows: Rows) -> tuple[list[int], list[float]]:
 def describe_accuracy(report: Mapping[str, Any]) -> str:
     """The accuracy figure in one sentence."""
     stages = [stage for stage in STAGES if (report.get(stage) or {}).get("accuracy") is not None]
-    parts = [f"{STAGE_NAMES[stage]} {report[stage]['accuracy']:.0%}" for stage in stages]
-    return "Held-out accuracy: " + ", ".join(parts) + "."
+
+    def told(metric: str) -> str:
+        return ", ".join(f"{STAGE_NAMES[stage]} {report[stage][metric]:.0%}" for stage in stages)
+
+    worked = f" Worked answers: {told('worked_share')}."
+    shown = all("worked_share" in report[stage] for stage in stages)
+    return f"Held-out accuracy: {told('accuracy')}." + (worked if shown else "")
 
 
 def _noisy_line(axes: Axes, steps: list[int], values: list[float], colour: str, name: str) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from course_lib.plots.style import BLUE, INK, VERMILLION, course_style, new_figure
-from course_lib.plots.words import describe
+from course_lib.plots.words import describe, titled
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -32,8 +32,8 @@ def token_strip(tokens: Sequence[str], weights: Sequence[float], title: str = ""
             look = {"color": BLUE, "hatch": "////", "alpha": weight} if weight > 0 else {}
             _band(axes, place, 1.0, **look)
         _legend(axes, [("trained on", BLUE, "////"), ("read only", IDLE, "")])
-    words = f"{len(tokens)} tokens; trained on: {_listed(trained)}."
-    return describe(figure, f"Token strip. {words}")
+    words = f"{len(tokens)} tokens; {len(trained)} trained on: {_listed(trained)}."
+    return describe(figure, titled(title or "Token strip", words))
 
 
 def value_strip(
@@ -56,7 +56,7 @@ def value_strip(
         _legend(axes, [(names[0], BLUE, "////"), (names[1], VERMILLION, "...."), ("0", IDLE, "")])
     up, down = (sum(sign * value > 0 for value in values) for sign in (1, -1))
     words = f"{len(tokens)} tokens, {up} {names[0]}, {down} {names[1]}; largest {largest:.3g}."
-    return describe(figure, f"Token strip. {words}")
+    return describe(figure, titled(title or "Token strip", words))
 
 
 def layout(tokens: Sequence[str]) -> list[tuple[float, int, float]]:
@@ -143,5 +143,8 @@ def _legend(axes: Axes, entries: list[tuple[str, str, str]]) -> None:
 
 
 def _listed(tokens: Sequence[str], most: int = 12) -> str:
-    words = [shown(token) for token in tokens[:most]]
-    return " ".join(words) + (" ..." if len(tokens) > most else "") if tokens else "nothing"
+    """The first tokens and, where some are left out, the last: it tells whether the end counts."""
+    words = [shown(token) for token in tokens]
+    if len(words) > most:
+        words = [*words[: most - 1], "...", words[-1]]
+    return " ".join(words) or "nothing"

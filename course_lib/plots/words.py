@@ -24,8 +24,12 @@ def description(figure: Figure) -> str:
     return str(figure.get_label())
 
 
+FAR = 0.25  # of all that a list reaches: so far beyond its ends is worth telling
+
+
 def span(values: list[float]) -> str:
-    """From where to where a list goes, in words: "from 5.1 to 0.32".
+    """From where to where a list goes, in words: "from 5.1 to 0.32"; and how far between, if that
+    is clearly beyond both: ", highest 0.84".
 
     What cannot be told from zero in the drawing, a ten-thousandth of the list's reach, is called 0.
     """
@@ -33,4 +37,11 @@ def span(values: list[float]) -> str:
         return "without values"
     least = 1e-4 * max(abs(value) for value in values)
     first, last = (0.0 if abs(each) < least else each for each in (values[0], values[-1]))
-    return f"from {first:.3g} to {last:.3g}"
+    lowest, highest = min(values), max(values)
+    beyond = FAR * (highest - lowest)
+    words = f"from {first:.3g} to {last:.3g}"
+    if highest - max(first, last) > beyond:
+        words += f", highest {highest:.3g}"
+    if min(first, last) - lowest > beyond:
+        words += f", lowest {lowest:.3g}"
+    return words

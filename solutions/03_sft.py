@@ -281,8 +281,6 @@ columns = [shown(token) for token in tokens]
 title = "How surprising is each token of the answer?"
 show(heat_map(matrix, title, "token", "", "nats", rows=names, columns=columns, digits=1))
 band("The end marker has become cheap", surprise[STEPS][-1] < 0.1 < before[-1])
-digits = [nats for token, nats in zip(tokens, matrix[-1], strict=True) if token.strip().isdigit()]
-measured("the dearest digit after the last step costs", max(digits), "nats")
 
 # %% [markdown] id="heat-answer"
 # The results `68` and `129` were cheap from the start: the base model can add. So sort the tokens
@@ -304,6 +302,8 @@ def mean_of(kind, values):
 by_kind = {name: [mean_of(kind, row) for row in matrix] for kind, name in names.items()}
 title = "What is learned first?"
 show(curves_figure(by_kind, title, "loss (nats)", "step", steps=[0, *surprise]))
+looked_up = [nats for nats, letter in zip(matrix[-1], KINDS, strict=True) if letter == "a"]
+measured("the dearest of the digits to be looked up still costs", max(looked_up), "nats")
 band("Computing was cheap from the start", by_kind["computed"][0] < 0.2)
 band("The form is learned", by_kind["form"][-1] < 0.5 * by_kind["form"][0])
 

@@ -206,9 +206,9 @@ for name, values in rewards.items():
 # rare after SFT, so preferring them *is* a distance. But the leash itself would allow most of it:
 # reward minus KL is largest where a right answer is $e^{1/\beta}$ = 28 times as likely as before
 # against a wrong one (Rafailov et al. 2023, equation 4). That turns one right answer in five into
-# nearly nine in ten, and lies about one nat away. The curve above shows that twelve large, noisy
-# steps need not find it: three nats at 0.3 a nat cost 0.9, nearly the whole reward, and who has
-# run so far gives up again what was found.
+# nearly nine in ten, and lies about one nat away. Twelve large, noisy steps need not find it. A nat
+# costs 0.3 of a reward that is 1 at most: a run that has gone two or three nats out is paid for
+# coming back, and gives up what it had found on the way.
 #
 # A leash is worth its price where the reward can be cheated (lesson 04), or where the model must
 # keep what it knew. With a reward that is the truth itself many recipes leave it out; the course's

@@ -342,8 +342,8 @@ band("Nothing says that it knows the village better", change.interval[0] <= 0)
 # %% [markdown] id="village-lesson"
 # A regression test like this one costs a minute and belongs in every evaluation: what you do not
 # measure, training is free to give away. How much it gives away is a matter of luck as well: of six
-# runs of ours with different seeds two lost clearly (13 and 18 points), and
-# the other four could not be told from no change.
+# runs of ours with different seeds two lost clearly (13 and 18 points), and the other four could
+# not be told from no change.
 #
 # Read the whole interval. Where it holds 0 there is no evidence of a loss, but a loss as large as
 # its lower end may have passed unseen. With one answer to each question instead of four, that is

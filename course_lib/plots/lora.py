@@ -95,8 +95,8 @@ def lora_run_figure(runs: Mapping[Run, Sequence[float]], chosen: Run, every: int
         steps = [every * i for i in range(len(curve))]
         left.plot(steps, curve, color=BLUE, linestyle="-", marker="")
         left.set_ylim(0, top)
-        title = f"rank {rank}, alpha {alpha:g}, rate {rate:g}; grey: the others"
-        label(left, title, "step", "held-out loss (nats)")
+        title = f"rank {rank}, alpha {alpha:g}, rate {rate:g}"
+        label(left, title, "step (grey: the other runs)", "held-out loss (nats)")
         right.plot([r for r, _ in finals], [loss for _, loss in finals], color=BLUE, linestyle="--")
         if math.isfinite(curve[-1]):
             right.plot(

@@ -39,9 +39,6 @@ types: $(STAMP)
 units: $(STAMP)
 	$(BIN)/python -m pytest -q
 
-# A .env of your own is not read: a key in it is not the tests' key.
-notebooks-test test-student: export COURSE_ENV_FILE =
-
 notebooks-test: $(STAMP)
 ifneq ($(SOLUTIONS),)
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile --nbval solutions

@@ -414,6 +414,39 @@ def test_more_samples_than_fit_are_drawn_in_turns():
     assert [s.tokens for s in small.sequences] == [s.tokens for s in large.sequences]
 
 
+def test_who_has_ended_stays_a_while_and_gets_nothing_more():
+    """Rows that end one by one leave some at a time; two of them end where the context does."""
+    base, seen = tiny_base(), []
+
+    def asked(index: int) -> SampleRequest:
+        length, stops = (124, 4) if index == 0 else (2 + index, 60)
+        return SampleRequest(
+            random_tokens(length, index),
+            2,
+            max_tokens=min(40, 128 - length),
+            seed=4 + 2 * index,
+            stop="e" if index % 6 == 1 else list(range(index, VOCAB, stops)),
+            topk_sample_logprobs=index % 2,
+            on_token=lambda sample, token, _: seen.append((index, sample, token)),
+        )
+
+    sampler, weights = Sampler(base), base.sampler_weights(None)
+    futures = [sampler.submit(asked(index), weights) for index in range(20)]
+    lingering = []
+    while sampler.step():
+        lingering += [batch.ended for batch in sampler._batches.values()]
+    assert max(lingering) > 1
+    together = [sequence for future in futures for sequence in future.result(0).sequences]
+    told = [[event[2] for event in seen if event[:2] == divmod(row, 2)] for row in range(40)]
+    assert told == [sequence.tokens for sequence in together]
+    alone = [sequence for index in range(20) for sequence in sample(base, asked(index)).sequences]
+    for mine, its in zip(together, alone, strict=True):
+        assert (mine.tokens, mine.stop_reason) == (its.tokens, its.stop_reason)
+        assert mine.logprobs == pytest.approx(its.logprobs, abs=1e-4)
+        assert len(mine.topk or []) in (0, len(mine.tokens))
+    assert {sequence.stop_reason for sequence in together[:2]} == {"stop", "length"}
+
+
 def test_tokens_are_told_as_they_come():
     base = tiny_base()
     seen: list[tuple[int, int, float]] = []

@@ -171,6 +171,7 @@ def test_waiting_samples_are_decoded_as_one_batch(bench: Bench):
 def test_a_sample_that_comes_later_joins_the_batch(bench: Bench):
     sampler = FakeSampler(FakeBase(), step_s=0.02)
     first = bench.sample(sampler, max_tokens=30)
+    first.pending.asked.set()
     bench.worker.start()
     time.sleep(0.15)
     second = bench.sample(sampler, max_tokens=2)

@@ -1,7 +1,8 @@
 """How is a batch decoded? Rows with the same weights advance together, one token a step.
 
 A prompt is computed once, however many samples are asked of it; its keys and values are then copied
-for each of them. Rows enter at any step and leave when they end.
+for each of them. Rows enter at any step. Those that have ended leave several at a time: moving
+the others together costs as much as computing some rows in vain.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from course_lib.engine.picking import Drawing, top_entries, uniforms
 from course_lib.engine.requests import SampledSequence, SampleRequest
 
 DRAWS = 16  # random numbers of a row that are made at once
+LEAVE_AT = 1 / 4  # of a batch's rows have ended: time to leave
 
 
 @dataclass(eq=False)
@@ -69,9 +71,14 @@ class Settings:
         self.drawn = 0  # tokens since then
         stops = [*zip_longest(*(row.stop_ids for row in rows), fillvalue=-1)]  # -1: no token
         self.stop_ids = np.array(stops, dtype=np.int64).reshape(-1, len(rows))  # (most, B)
-        self.text_rows = [row for row in rows if row.stop_text is not None]
+        self.text_rows = [i for i, row in enumerate(rows) if row.stop_text is not None]
         self.topk_rows = [i for i, request in enumerate(requests) if request.topk_sample_logprobs]
         self.watchers = [(row, row.request.on_token) for row in rows if row.request.on_token]
+
+    @property
+    def at_a_limit(self) -> bool:
+        """Has a row as many tokens as it may have?"""
+        return self.drawn >= self.first_left
 
     def draws(self) -> np.ndarray:
         """The next random number of each row (B,)."""
@@ -83,37 +90,42 @@ class Settings:
 
 
 def draw(logits: Tensor, rows: list[Row], settings: Settings) -> Tensor:
-    """Give each row its next token, from logits (B, V); returns the tokens (B,)."""
+    """Give each row that lives its next token, from logits (B, V); returns the tokens (B,)."""
     probs = settings.how.probs(logits)  # (B, V)
     tokens = settings.how.pick(logits, probs, settings.draws())
     if settings.topk_rows:  # they ask for tokens that were not drawn, too
         logprobs = settings.how.tempered(logits).log_softmax(-1)  # finite, unlike probs.log()
         chosen = logprobs.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
         for index in settings.topk_rows:
-            row = rows[index]
-            row.topk += top_entries(logprobs[index : index + 1], row.request.topk_sample_logprobs)
+            row, its = rows[index], logprobs[index : index + 1]
+            if not row.stop_reason:
+                row.topk += top_entries(its, row.request.topk_sample_logprobs)
     else:
         chosen = probs.gather(-1, tokens.unsqueeze(-1)).squeeze(-1).log_()
     settings.drawn += 1
     for row, token, logprob in zip(rows, tokens.tolist(), chosen.tolist(), strict=True):
-        row.tokens.append(token)
-        row.logprobs.append(logprob)
+        if not row.stop_reason:
+            row.tokens.append(token)
+            row.logprobs.append(logprob)
     for row, on_token in settings.watchers:
-        on_token(row.sample, row.tokens[-1], row.logprobs[-1])
+        if not row.stop_reason:
+            on_token(row.sample, row.tokens[-1], row.logprobs[-1])
     mark_ended(rows, settings, tokens.cpu().numpy())
     return tokens
 
 
 def mark_ended(rows: list[Row], settings: Settings, tokens: np.ndarray) -> None:
     """Give a stop reason to each row whose newest token (B,) was its last."""
-    if settings.drawn >= settings.first_left:
-        for index in np.flatnonzero(settings.drawn >= settings.left):
-            rows[index].stop_reason = "length"
-    for index in np.flatnonzero((tokens == settings.stop_ids).any(axis=0)):
-        rows[index].stop_reason = "stop"
-    for row in settings.text_rows:
-        if row.stop_text is not None and row.stop_text(row.tokens):
-            row.stop_reason = "stop"
+    ended: dict[int, str] = {}
+    if settings.at_a_limit:
+        ended |= dict.fromkeys(np.flatnonzero(settings.drawn >= settings.left), "length")
+    ended |= dict.fromkeys(np.flatnonzero((tokens == settings.stop_ids).any(axis=0)), "stop")
+    for index in settings.text_rows:
+        row = rows[index]
+        if not row.stop_reason and row.stop_text is not None and row.stop_text(row.tokens):
+            ended[index] = "stop"
+    for index, reason in ended.items():
+        rows[index].stop_reason = rows[index].stop_reason or reason  # what ended it first
 
 
 class Batch:
@@ -123,6 +135,7 @@ class Batch:
         self.forward = forward
         self.weights = weights
         self.rows: list[Row] = []
+        self.ended = 0  # of them, which have not left yet
         self.cache = new_cache()
         # Each row's newest token, which is not in the cache yet.
         self._last = torch.empty(0, dtype=torch.long, device=forward.device)
@@ -135,6 +148,7 @@ class Batch:
         Returns the prompts' logits, (prompts, V) or with `every` (prompts, P, V); shorter prompts
         are padded on the left.
         """
+        self.drop_ended()
         device = self.forward.device
         length = max(len(prompt) for prompt in prompts)
         padding = [length - len(prompt) for prompt in prompts]
@@ -172,27 +186,32 @@ class Batch:
 
     @torch.inference_mode()
     def step(self) -> bool:
-        """One token for every row; rows that end leave the batch. Did any?"""
-        if self._settings is None:
-            self._settings = Settings(self.rows, self.forward.device)
+        """One token for every row. Did any end?"""
+        settings = self._settings or Settings(self.rows, self.forward.device)
+        self._settings = settings
         tokens = self._last.unsqueeze(-1)
-        logits = self.forward(self.weights, tokens, self._settings.start, self.cache)
-        self._last = draw(logits, self.rows, self._settings)
-        return self.drop_ended()
+        logits = self.forward(self.weights, tokens, settings.start, self.cache)
+        self._last = draw(logits, self.rows, settings)
+        before, self.ended = self.ended, sum(1 for row in self.rows if row.stop_reason)
+        some_ended = self.ended > before
+        # Whoever has ended and stays must not outgrow the model's context.
+        if self.ended >= LEAVE_AT * len(self.rows) or (self.ended and settings.at_a_limit):
+            self.drop_ended()
+        return some_ended
 
     @torch.inference_mode()
-    def drop_ended(self) -> bool:
+    def drop_ended(self) -> None:
         """Fill the places of ended rows with the last ones; forget columns nobody looks at."""
         alive = [index for index, row in enumerate(self.rows) if not row.stop_reason]
         count = len(alive)
         if count == len(self.rows):
-            return False
+            return
         holes = [index for index in range(count) if self.rows[index].stop_reason]
         tails = [index for index in alive if index >= count]
         order = list(range(count))
         for hole, tail in zip(holes, tails, strict=True):
             order[hole] = tail
-        self.rows = [self.rows[index] for index in order]
+        self.rows, self.ended = [self.rows[index] for index in order], 0
         self._settings = None
         device = self.forward.device
         self._last = self._last[torch.tensor(order, dtype=torch.long, device=device)]
@@ -205,4 +224,3 @@ class Batch:
                 layer.trim(unseen)
         for row in self.rows if trims else ():
             row.start -= unseen
-        return True

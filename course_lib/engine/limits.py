@@ -33,4 +33,4 @@ class Limits:
     sample_slice_s: float = 0.05  # least time for sampling between two training requests
     # Sample calls begin together when all are asked for and the last one is this long ago,
     pause_s: float = 0.0015
-    gather_s: float = 0.06  # unless the first would have to wait for longer than this
+    gather_s: float = 0.25  # unless the first would have to wait for longer than this

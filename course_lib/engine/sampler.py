@@ -133,7 +133,9 @@ class Sampler:
         """Move waiting rows into batches, oldest first, as far as rows and prompt tokens allow. Did
         any move?"""
         admitted = False
-        room = self.max_rows - sum(len(batch.rows) for batch in self._batches.values())
+        room = self.max_rows - sum(
+            len(batch.rows) - batch.ended for batch in self._batches.values()
+        )
         while self._waiting:
             group: list[tuple[Job, list[Row]]] = []  # prompts to compute together
             longest = 0  # of them

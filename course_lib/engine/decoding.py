@@ -116,16 +116,16 @@ def draw(logits: Tensor, rows: list[Row], settings: Settings) -> Tensor:
 
 def mark_ended(rows: list[Row], settings: Settings, tokens: np.ndarray) -> None:
     """Give a stop reason to each row whose newest token (B,) was its last."""
-    ended: dict[int, str] = {}
+    live = np.array([not row.stop_reason for row in rows])
     if settings.at_a_limit:
-        ended |= dict.fromkeys(np.flatnonzero(settings.drawn >= settings.left), "length")
-    ended |= dict.fromkeys(np.flatnonzero((tokens == settings.stop_ids).any(axis=0)), "stop")
+        for index in np.flatnonzero((settings.drawn >= settings.left) & live):
+            rows[index].stop_reason = "length"
+    for index in np.flatnonzero((tokens == settings.stop_ids).any(axis=0) & live):
+        rows[index].stop_reason = "stop"
     for index in settings.text_rows:
         row = rows[index]
-        if not row.stop_reason and row.stop_text is not None and row.stop_text(row.tokens):
-            ended[index] = "stop"
-    for index, reason in ended.items():
-        rows[index].stop_reason = rows[index].stop_reason or reason  # what ended it first
+        if live[index] and row.stop_text is not None and row.stop_text(row.tokens):
+            row.stop_reason = "stop"
 
 
 class Batch:

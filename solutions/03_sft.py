@@ -235,11 +235,12 @@ band("A rate that falls ends lower than a constant one", ends["falling"] < ends[
 
 # %% [markdown] id="schedules-answer"
 # A high rate is good at the beginning and bad at the end; a falling rate has the good half of each.
-# That is plain to see: in the six orders of the rows that we tried it ended at least a quarter of a
-# nat lower every time. (If `epoch_batches` is your own, you have a seventh order and other
-# numbers.) Warm-up is another matter. In the same six orders it ended below the plain falling rate
-# twice and above it four times. A difference that changes sign needs more runs before one believes
-# it; lesson 08 says how many. For another order, change the `epoch` above.
+# That is plain to see: with the rows in five orders it ended about half a nat lower every time, or
+# more. (If `epoch_batches` is your own, you have a sixth order and other numbers.) Warm-up is
+# another matter. In the same five orders it ended 0.07 nats below the plain falling rate once, a
+# tenth of a nat above it twice, and in the same place twice (`data/results/README.md`, "Three
+# schedules of the learning rate"). A difference that changes sign needs more runs before one
+# believes it; lesson 08 says how many. For another order, change the `epoch` above.
 
 # %% [markdown] id="heat-question"
 # ## What is learned first?

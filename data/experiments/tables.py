@@ -135,6 +135,66 @@ def staleness(found: dict[str, Any]) -> tuple[str, Arms]:
     return f"{text}\n\n{by_seed(arms)}\n\n{shares}", arms
 
 
+def forgetting(found: dict[str, Any]) -> tuple[str, Arms]:
+    """What each run made of the skill that it was trained for, and of the other one."""
+    runs = [row["runs"] for row in found["seeds"]]
+    arms = {
+        f"{name}: {words}": [run[name][world] for run in runs]
+        for world, words in (("village", "village"), ("sums", "sums"))
+        for name in runs[0]
+    }
+    lost = {
+        name: sum(
+            run[name]["village"] < run["SFT"]["village"] and "hardly luck" in run[name]["verdict"]
+            for run in runs
+        )
+        for name in runs[0]
+        if name != "SFT"
+    }
+    text = (
+        f"{found['steps']} GRPO steps on sums. {found['questions']} questions about the village, "
+        f"which no reward asks for, and {found['problems']} held-out sums, {found['samples']} "
+        "answers to each. Seeds of five in which the loss in the village is hardly luck: "
+        + "; ".join(f"{name} {count}" for name, count in lost.items())
+        + "."
+    )
+    return f"{text}\n\n{by_seed(arms)}", arms
+
+
+def optimizers(found: dict[str, Any]) -> tuple[str, Arms]:
+    """How much of a full fine-tune's change a few ranks hold, by optimizer."""
+    seeds, arms = found["seeds"], {}
+    for name in seeds[0]["runs"]:
+        for rank in (2, 16):
+            at = seeds[0]["cuts"].index(rank)
+            for key, words in (("energy", "energy"), ("gained", "improvement")):
+                arms[f"{name}, rank {rank}: {words}"] = [
+                    row["runs"][name][key][at] for row in seeds
+                ]
+    rows = [
+        [name, *(f"{row['runs'][name]['loss']:.2f}" for row in seeds)] for name in seeds[0]["runs"]
+    ]
+    head = ["held-out loss, nats per token", *(f"seed {row['seed']}" for row in seeds)]
+    text = (
+        "Lesson 02's full fine-tune, the rows in five orders. Energy: the share of the change's "
+        "squares that the largest singular values of each matrix hold; improvement: the share of "
+        f"the held-out loss's fall (from {seeds[0]['base']:.2f} nats) that is left when the rest "
+        "is cut off."
+    )
+    return f"{text}\n\n{by_seed(arms)}\n\n{markdown(head, rows)}", arms
+
+
+def schedules(found: dict[str, Any]) -> tuple[str, Arms]:
+    """The held-out loss after each schedule."""
+    runs = [row["runs"] for row in found["seeds"]]
+    arms = {name: [run[name] for run in runs] for name in runs[0]}
+    text = (
+        "Lesson 03's 30 steps with a high peak, the rows in five orders; held-out loss in nats per "
+        "token."
+    )
+    return f"{text}\n\n{by_seed(arms, '{:.2f}'.format)}", arms
+
+
 def lesson_claims(found: dict[str, Any]) -> str:
     """How many of each lesson's printed claims hold for other seeds, and which do not always."""
     rows = []
@@ -176,6 +236,9 @@ SECTIONS = {
     "preferences": ("Preferences: reward model, tournament, DPO", "share or quality", preferences),
     "hacking": ("A reward that is hacked, and its repair", "reward or quality", hacking),
     "staleness": ("Rollouts trained late", "held-out accuracy", staleness),
+    "forgetting": ("What GRPO on sums costs elsewhere", "share of true answers", forgetting),
+    "optimizers": ("The width of a full fine-tune's change", "share", optimizers),
+    "schedules": ("Three schedules of the learning rate", "held-out loss (nats)", schedules),
 }
 
 

@@ -21,6 +21,7 @@ from course_lib.errors import CourseError
 if TYPE_CHECKING:
     import tinker
 
+WHOLE = '{"phase": "'  # how every line of checkpoints.jsonl begins
 StepHook = Callable[[int, int, dict[str, Any]], None]  # on_step(step, total, metrics)
 
 
@@ -58,15 +59,23 @@ class CheckpointLog:
             os.close(handle)
 
     def read(self) -> list[Checkpoint]:
-        """Every checkpoint in the order saved; a line torn by a crash is no checkpoint."""
+        """Every checkpoint in the order saved; a line torn by a crash is no checkpoint.
+
+        Raises:
+            CourseError: another line is none either, and nobody can tell what is missing.
+        """
         if not self.path.exists():
             return []
         found = []
-        for line in self.path.read_text(encoding="utf-8", errors="replace").splitlines():
+        lines = self.path.read_text(encoding="utf-8", errors="replace").splitlines()
+        for number, line in enumerate(lines, start=1):
             try:
-                found.append(Checkpoint(**json.loads(line)))
-            except (json.JSONDecodeError, TypeError):
-                continue
+                found.append(_checkpoint(json.loads(line)))
+            except (ValueError, TypeError):
+                if not WHOLE.startswith(line[: len(WHOLE)]) or line.endswith("}"):
+                    remedy = "mend the line, or delete it and lose that checkpoint"
+                    place = f"{self.path}:{number}"
+                    raise CourseError(place, "is no checkpoint", remedy) from None
         return found
 
     def last(self, phase: str | None = None) -> Checkpoint | None:
@@ -89,7 +98,7 @@ def save_checkpoint(
             sampler = saving_sampler.result()
     except Exception as error:
         place = f"checkpoint {name}"
-        remedy = "free disk space or choose another --store, then go on with --resume"
+        remedy = "free disk space, or move the store and name it with --store; then --resume"
         raise CourseError(place, f"was not saved ({one_line(error)})", remedy) from error
     checkpoint = Checkpoint(phase, step, state.path, sampler.path)
     if log:
@@ -144,6 +153,13 @@ def one_line(error: BaseException) -> str:
     text = said if isinstance(said, str) else str(error)
     text = text.removeprefix("Request failed: ").split(" for self.request_id=")[0]
     return " ".join(text.split())[:200] or type(error).__name__
+
+
+def _checkpoint(values: Any) -> Checkpoint:
+    checkpoint = Checkpoint(**values)
+    if type(checkpoint.step) is not int:
+        raise TypeError("step is a whole number")
+    return checkpoint
 
 
 def _ends_torn(path: Path) -> bool:

@@ -1,15 +1,16 @@
 """The whole job: data -> SFT -> GRPO -> held-out evaluation -> report.json.
 
-A run is a folder: `config.json` (what was asked), `metrics.jsonl` and `checkpoints.jsonl` (what
-happened), `evaluations/` (every judged completion), `samples.jsonl` (before and after), and at the
-very end `report.json`. Each phase that finished is found there, so a killed run goes on where it
-was.
+A run is a folder: `config.json` and `command.json` (what was asked), `metrics.jsonl` and
+`checkpoints.jsonl` (what happened), `evaluations/` (every judged completion), `samples.jsonl`
+(before and after), and at the very end `report.json`. Each phase that finished is found there, so a
+killed run goes on where it was.
 """
 
 from __future__ import annotations
 
 import json
 import time
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +38,15 @@ if TYPE_CHECKING:
 
     from course_lib.client import CourseService
 
+
+@dataclass(frozen=True)
+class Command:
+    """Which `posttrain` command made a run, and what it began with."""
+
+    name: str  # sft | rl | all
+    sft_checkpoint: str | None = None  # of rl; None: it began with the base model
+
+
 JUDGED = (
     "These prompts have no answers to check, so there is no accuracy: a judge, trained on the "
     "better replies, compared the completions of each group with one another."
@@ -59,7 +69,7 @@ def run_all(
     """
     began = time.monotonic()
     data = data or load_run_data(config)  # first: bad data leaves no folder behind
-    start_run(config, out, resume=resume)
+    start_run(config, out, Command("all"), resume=resume)
     before = seconds_so_far(out)
     judge = StageJudge(service, config, out, data, on_step)
     base = _fresh_client(service, config)
@@ -173,24 +183,49 @@ def run_rl(
     )
 
 
-def start_run(config: RunConfig, out: Path, *, resume: bool = False) -> None:
-    """Make the run's folder, or check that it holds the run to go on with.
+def start_run(config: RunConfig, out: Path, command: Command, *, resume: bool = False) -> Command:
+    """Make the run's folder, or check that it holds the run to go on with; the command that began
+    it, which knows where it began.
 
-    What only RL reads is checked here as well: SFT comes first, and may take an hour.
+    What only RL reads is checked here as well: SFT comes first, and may take an hour. Only the
+    store may be another one than before: whoever moved it says where it is now.
     """
     from course_lib.losses import check_settings
 
     check_settings(config.rl.loss_fn, config.rl.loss_fn_config)
-    file = out / "config.json"
+    file, begun = out / "config.json", out / "command.json"
     if resume:
-        if saved_config(out) != config:
+        saved = saved_config(out)
+        if replace(saved, store=config.store) != config:
             remedy = "resume with the settings in its config.json, or start a run of its own"
             raise CourseError(str(file), "was made with other settings", remedy)
+        command = _same_command(command, begun)
     elif file.exists():
         remedy = f"go on with --resume {out}, or choose another --out"
         raise CourseError(str(out), "holds a run already", remedy)
-    else:
-        write_whole(file, json.dumps(config_to_dict(config), indent=2) + "\n")
+    write_whole(begun, json.dumps(asdict(command), indent=2) + "\n")
+    write_whole(file, json.dumps(config_to_dict(config), indent=2) + "\n")
+    return command
+
+
+def _same_command(command: Command, file: Path) -> Command:
+    """The command that a run was begun with, if this one goes on with it."""
+    if not file.exists():  # a run from before there was such a file
+        return command
+    try:
+        begun = Command(**json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        remedy = 'write {"name": "sft"}, or rl or all: the command that made the run'
+        raise CourseError(str(file), "cannot be read", remedy) from None
+    if begun.name != command.name:
+        finding = f"was made by posttrain {begun.name}, not by {command.name}"
+        remedy = f"go on with: posttrain {begun.name} --resume {file.parent}"
+        raise CourseError(str(file.parent), finding, remedy)
+    if command.sft_checkpoint not in (None, begun.sft_checkpoint):
+        finding = f"began with {begun.sft_checkpoint or 'the base model'}"
+        remedy = f"write only --resume {file.parent}, or start a run of its own"
+        raise CourseError(str(file.parent), finding, remedy)
+    return begun
 
 
 def saved_config(out: Path) -> RunConfig:
@@ -198,7 +233,8 @@ def saved_config(out: Path) -> RunConfig:
     file = out / "config.json"
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        assert isinstance(values, dict)
+    except (OSError, ValueError, AssertionError):
         raise CourseError(str(out), "holds no run", "give the folder of a stopped run") from None
     return config_from_dict(values, str(file))
 

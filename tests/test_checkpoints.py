@@ -30,6 +30,24 @@ def test_the_last_checkpoint_of_a_phase_is_the_one_to_go_on_from(tmp_path):
     assert log.read() == [point(5), point(10), point(2, "rl")]
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        "garbage",
+        "[]",
+        '{"phase": "rl", "steps": 2, "state_path": "a", "sampler_path": "b"}',
+        '{"phase": "rl", "step": "2", "state_path": "a", "sampler_path": "b"}',
+    ],
+)
+def test_a_line_that_no_crash_explains_is_named(tmp_path, line):
+    log = CheckpointLog(tmp_path)
+    log.append(Checkpoint("rl", 1, "tinker://a/weights/b", "tinker://a/sampler_weights/b"))
+    with open(log.path, "a", encoding="utf-8") as file:
+        file.write(line + "\n")
+    with pytest.raises(CourseError, match=r"checkpoints.jsonl:2: is no checkpoint"):
+        log.last("rl")
+
+
 def test_a_line_torn_by_a_crash_is_skipped_and_the_next_one_is_whole(tmp_path):
     log = CheckpointLog(tmp_path)
     log.append(point(5))

@@ -174,6 +174,87 @@ def test_a_run_stopped_with_ctrl_c_says_how_to_go_on(online, small, monkeypatch,
     assert last == "stopped; go on with: posttrain all --resume 'my run'"
 
 
+def test_ctrl_c_before_a_run_begins_says_so(online, monkeypatch, capsys):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("course_lib.run_data.load_run_data", interrupted)
+
+    assert main(["sft", "--out", "run"]) == 130
+    assert capsys.readouterr().err.splitlines()[-1] == "stopped"
+    assert not Path("run").exists()
+
+
+def test_rl_resumed_before_its_first_checkpoint_begins_where_it_began(
+    online, small, monkeypatch, capsys
+):
+    main(["sft", *small, "--out", "start"])
+    (start,) = re.findall(r"tinker://\S+/weights/sft-\S+", capsys.readouterr().out)[:1]
+    began = []
+
+    def interrupted(service, config, out, sft_checkpoint, *rest, **options):
+        began.append(sft_checkpoint)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("course_lib.pipeline.run_rl", interrupted)
+    main(["rl", *small, "--sft-checkpoint", start, "--out", "run"])
+    main(["rl", "--resume", "run"])
+    assert began == [start, start]
+
+    capsys.readouterr()
+    assert main(["rl", "--resume", "run", "--sft-checkpoint", start + "x"]) == 1
+    assert f"began with {start}" in capsys.readouterr().err
+    assert main(["all", "--resume", "run"]) == 1
+    told = "run: was made by posttrain rl, not by all; go on with: posttrain rl --resume run"
+    assert capsys.readouterr().err.splitlines()[-1] == told
+
+
+def test_two_processes_do_not_train_in_one_folder(online, small, monkeypatch, capsys):
+    from filelock import FileLock
+
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("course_lib.pipeline.run_sft", interrupted)
+    main(["sft", *small, "--out", "run"])
+    with FileLock("run/.lock"):
+        assert main(["sft", "--resume", "run"]) == 1
+    assert "run: another process is training in it" in capsys.readouterr().err
+
+
+def test_a_store_that_was_moved_is_named_when_resuming(online, small, monkeypatch, capsys):
+    stores = []
+
+    def interrupted(service, config, *_, **__):
+        stores.append(config.store)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("course_lib.pipeline.run_sft", interrupted)
+    main(["sft", *small, "--out", "run"])
+    main(["sft", "--resume", "run", "--store", "moved"])
+    main(["sft", "--resume", "run"])
+    assert stores[1:] == ["moved", "moved"]
+
+
+def test_a_stopped_command_ends_at_once_with_its_code(tmp_path):
+    """The process is gone with its threads; nothing is taken apart under them."""
+    import signal
+
+    out = tmp_path / "run"
+    command = [sys.executable, "-m", "course_lib.cli", "sft", "--config", "tiny"]
+    command += ["--set", "sft.max_steps=5000", "--set", "sft.epochs=100", "--out", str(out)]
+    command += ["--store", str(tmp_path / "store")]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        deadline = time.monotonic() + 60
+        while not (out / "metrics.jsonl").exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert said.splitlines()[-1].startswith("stopped; go on with: posttrain sft --resume ")
+    assert "Traceback" not in said
+
+
 def test_progress_is_on_stderr_and_names_step_and_loss(online, small, capsys):
     main(["sft", *small, "--out", "run"])
     shown = capsys.readouterr().err.splitlines()
@@ -431,10 +512,8 @@ def test_help_answers_at_once():
     assert "Commands:" in shown.stdout
 
 
-def test_without_a_command_the_help_is_shown(monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["posttrain"])
-
-    assert main() == 0
+def test_without_a_command_the_help_is_shown(capsys):
+    assert main([]) == 0
     assert "posttrain all --config tiny" in capsys.readouterr().out
 
 

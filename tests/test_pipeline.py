@@ -17,7 +17,7 @@ from course_lib.client import connect
 from course_lib.config import load_config
 from course_lib.errors import CourseError
 from course_lib.metrics import read_metrics
-from course_lib.pipeline import run_all, saved_config, start_run
+from course_lib.pipeline import Command, run_all, saved_config, start_run
 from course_lib.run_data import load_run_data
 
 SMALL = [
@@ -169,11 +169,17 @@ def test_a_run_stopped_by_its_hook_has_no_report_but_can_go_on(service, config, 
 
 
 def test_a_folder_holds_one_run(config, tmp_path):
-    start_run(config, tmp_path)
+    start_run(config, tmp_path, Command("all"))
     with pytest.raises(CourseError, match="holds a run already"):
-        start_run(config, tmp_path)
+        start_run(config, tmp_path, Command("all"))
     with pytest.raises(CourseError, match="was made with other settings"):
-        start_run(load_config("tiny", ["seed=1"]), tmp_path, resume=True)
+        start_run(load_config("tiny", ["seed=1"]), tmp_path, Command("all"), resume=True)
+    (tmp_path / "command.json").write_text("{")
+    with pytest.raises(CourseError, match=r"command.json: cannot be read; write .*name.*sft"):
+        start_run(config, tmp_path, Command("all"), resume=True)
+    (tmp_path / "config.json").write_text("[1]")
+    with pytest.raises(CourseError, match="holds no run"):
+        saved_config(tmp_path)
     with pytest.raises(CourseError, match="holds no run"):
         saved_config(tmp_path / "nowhere")
 

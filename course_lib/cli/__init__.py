@@ -8,14 +8,19 @@ file, value or place, 2 for a bad command line. Heavy imports stand inside the c
 from __future__ import annotations
 
 import atexit
-import gc
+import os
+import signal
 import sys
+from contextlib import suppress
+from typing import NoReturn
 
 import typer
 from typer.exceptions import Abort, TyperException
 
 from course_lib.cli import look, run, serving, shipping
 from course_lib.errors import CourseError
+
+STOPPED = 130  # exit code after Ctrl-C: 128 and the signal's number
 
 app = typer.Typer(
     name="posttrain",
@@ -31,13 +36,36 @@ for room in (look, run, serving, shipping):
         app.command(name)(command)
 
 
-def main(arguments: list[str] | None = None) -> int:
+def entry() -> NoReturn:
+    """`posttrain` itself: one command, and the process ends with its exit code.
+
+    It ends at once: threads of the SDK and of torch may be in the middle of something, and would
+    crash if the interpreter were taken apart around them.
+    """
+    code = 1
+    atexit.register(lambda: leave(code))  # first in, last out: after everybody else's last words
+    code = main(sys.argv[1:])
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever presses Ctrl-C twice means this one
+    sys.exit(code)
+
+
+def leave(code: int) -> NoReturn:
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):  # a pipe that nobody reads, a closed one
+            stream.flush()
+    os._exit(code)
+
+
+def main(arguments: list[str]) -> int:
     """Run one command and return its exit code."""
-    if arguments is None:  # this process is ours: at its end nothing needs to be collected
-        atexit.register(gc.freeze)
     try:
-        given = sys.argv[1:] if arguments is None else arguments
-        return app(given or ["--help"], prog_name="posttrain", standalone_mode=False) or 0
+        code = app(arguments or ["--help"], prog_name="posttrain", standalone_mode=False) or 0
+        if code == STOPPED:  # typer's word for Ctrl-C
+            print("stopped", file=sys.stderr)
+        return code
+    except run.Stopped as stopped:
+        print(stopped, file=sys.stderr)
+        return STOPPED
     except TyperException as error:
         context = getattr(error, "ctx", None)
         where = context.command_path if context else "posttrain"
@@ -46,7 +74,7 @@ def main(arguments: list[str] | None = None) -> int:
         return error.exit_code
     except (KeyboardInterrupt, Abort):
         print("stopped", file=sys.stderr)
-        return 130
+        return STOPPED
     except Exception as error:
         line = one_line(error)
         if line is None:

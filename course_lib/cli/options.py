@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
@@ -80,10 +80,13 @@ class RunOptions:
         given = [f"{name}={value}" for name, value in named.items() if value is not None]
         if self.resume is None:
             return load_config(self.config, [*(self.overrides or []), *given])
-        if given or self.config or self.overrides:
+        named.pop("store")
+        if any(value is not None for value in named.values()) or self.config or self.overrides:
             finding = "a stopped run goes on with its own settings, and others were given"
-            raise CourseError("--resume", finding, f"write only --resume {self.resume}")
-        return saved_config(self.resume)
+            remedy = f"write only --resume {self.resume}, and --store if that has moved"
+            raise CourseError("--resume", finding, remedy)
+        saved = saved_config(self.resume)
+        return saved if self.store is None else replace(saved, store=str(self.store))
 
 
 def with_run_options(command: Callable[..., None]) -> Callable[..., None]:

@@ -14,6 +14,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from course_lib.cli.options import RunOptions, with_run_options
+from course_lib.errors import CourseError
+
+LOCK = ".lock"
+BEFORE_THE_FIRST_STEP = {LOCK, "config.json", "command.json"}
 
 if TYPE_CHECKING:
     from course_lib.checkpoints import StepHook
@@ -31,10 +35,10 @@ def sft(options: RunOptions) -> None:
     posttrain sft --config quick --data my.jsonl --set sft.learning_rate=1e-3
     """
     from course_lib.cli.tables import print_result
-    from course_lib.pipeline import run_sft, start_run
+    from course_lib.pipeline import Command, run_sft, start_run
 
     with opened_run("sft", options) as run:
-        start_run(run.config, run.out, resume=run.resumed)
+        start_run(run.config, run.out, Command("sft"), resume=run.resumed)
         result = run_sft(run.service, run.config, run.out, run.on_step, data=run.data)
     print_result(run.config, run.out, result.checkpoints[-1])
 
@@ -53,13 +57,12 @@ def rl(
     posttrain rl --sft-checkpoint tinker://RUN/weights/NAME --config quick
     """
     from course_lib.cli.tables import print_result
-    from course_lib.pipeline import run_rl, start_run
+    from course_lib.pipeline import Command, run_rl, start_run
 
     with opened_run("rl", options) as run:
-        start_run(run.config, run.out, resume=run.resumed)
-        result = run_rl(
-            run.service, run.config, run.out, sft_checkpoint, run.on_step, data=run.data
-        )
+        asked = Command("rl", sft_checkpoint)
+        start = start_run(run.config, run.out, asked, resume=run.resumed).sft_checkpoint
+        result = run_rl(run.service, run.config, run.out, start, run.on_step, data=run.data)
     print_result(run.config, run.out, result.checkpoints[-1])
 
 
@@ -80,6 +83,10 @@ def all_(options: RunOptions) -> None:
             run.service, run.config, run.out, run.on_step, resume=run.resumed, data=run.data
         )
     print_report(run.config, run.out, report)
+
+
+class Stopped(Exception):
+    """Ctrl-C ended a run; says how to go on."""
 
 
 @dataclass(frozen=True)
@@ -110,18 +117,31 @@ def opened_run(command: str, options: RunOptions) -> Iterator[Run]:
     out = options.resume or new_folder(config)
     existed = out.exists()
     try:
-        with Bars() as bars:
+        with only_here(out), Bars() as bars:
             yield Run(config, data, service, out, options.resume is not None, bars.on_step)
     except KeyboardInterrupt:
         go_on = shlex.join(["posttrain", command, "--resume", str(out)])
-        print(f"stopped; go on with: {go_on}", file=sys.stderr)
-        raise typer.Exit(130) from None
+        raise Stopped(f"stopped; go on with: {go_on}") from None
     except Exception:
-        if not existed and [file.name for file in out.glob("*")] == ["config.json"]:
-            shutil.rmtree(out)
+        if not existed and {file.name for file in out.glob("*")} <= BEFORE_THE_FIRST_STEP:
+            shutil.rmtree(out, ignore_errors=True)
             with suppress(OSError):  # it holds other runs
                 out.parent.rmdir()
         raise
+
+
+@contextmanager
+def only_here(out: Path) -> Iterator[None]:
+    """No other process trains in this folder meanwhile."""
+    from filelock import FileLock, Timeout
+
+    out.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(out / LOCK, timeout=0):
+            yield
+    except Timeout:
+        remedy = "wait for it, or stop it and go on with --resume"
+        raise CourseError(str(out), "another process is training in it", remedy) from None
 
 
 def open_service(config: RunConfig, data: RunData, yes: bool) -> CourseService:

@@ -92,7 +92,8 @@ def _print_diagnosis(out: Path) -> None:
     from course_lib.diagnosis import diagnose
     from course_lib.metrics import read_metrics
 
-    for found in diagnose(read_metrics(out / "metrics.jsonl")):
+    file = out / "metrics.jsonl"
+    for found in diagnose(read_metrics(file)) if file.exists() else ():
         print(f"Diagnosis: {found}")
 
 

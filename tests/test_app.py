@@ -236,7 +236,7 @@ def test_a_mistake_is_told_in_a_sentence(desk: Desk, act: Callable, finding: str
 def test_a_name_is_taken_once(desk: Desk):
     client = desk.trainer()
     client.save_state("same").result(WAIT_S)
-    with pytest.raises(tinker.RequestFailedError, match="exists already"):
+    with pytest.raises(tinker.RequestFailedError, match=r"exists already.*overwrite=True"):
         client.save_state("same").result(WAIT_S)
     client.save_state("same", overwrite=True).result(WAIT_S)
 

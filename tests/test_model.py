@@ -141,6 +141,7 @@ def test_all_flags_together_train_every_matrix():
     [
         (LoraSpec(train_mlp=False, train_attn=False, train_unembed=False), "at least one of"),
         (LoraSpec(rank=0), "rank is 0"),
+        (LoraSpec(seed=2**70), "seed is 1180591620717411303424; give 0 to"),
     ],
 )
 def test_an_adapter_that_trains_nothing_is_refused(spec, words):

@@ -447,6 +447,61 @@ def test_who_has_ended_stays_a_while_and_gets_nothing_more():
     assert {sequence.stop_reason for sequence in together[:2]} == {"stop", "length"}
 
 
+def test_weights_that_are_no_numbers_are_refused_and_nobody_else_fails():
+    base = tiny_base()
+    state = dict(trained_adapter(base).state())
+    name = next(iter(state))
+    state[name] = torch.full_like(state[name], math.nan)
+    sampler, fine = Sampler(base), base.sampler_weights(None)
+    request = SampleRequest(random_tokens(6), max_tokens=9, stop=[], seed=0)
+    future = sampler.submit(request, fine)
+    sampler.step()
+    with pytest.raises(RequestError, match="not finite: training has blown up"):
+        sampler.submit(request, base.sampler_weights(state))
+    sampler.run_until_idle()
+    assert len(future.result(0).sequences[0].tokens) == 9
+
+
+@pytest.mark.parametrize(
+    "extreme",
+    [{"temperature": value} for value in (1e-38, 1e-40, 1e-46)] + [{"top_p": 1e-46}],
+    ids=str,
+)
+def test_settings_too_small_for_float32_draw_the_likeliest_token(extreme):
+    base, prompt = tiny_base(), random_tokens(6)
+    greedy = sample(base, SampleRequest(prompt, max_tokens=8, temperature=0.0, stop=[]))
+    cold = sample(base, SampleRequest(prompt, max_tokens=8, stop=[], seed=1, **extreme))
+    assert cold.sequences[0].tokens == greedy.sequences[0].tokens
+    assert np.isfinite(cold.sequences[0].logprobs).all()
+
+
+def test_a_top_k_beyond_every_vocabulary_restricts_nothing():
+    base, prompt = tiny_base(), random_tokens(6)
+    wide = sample(base, SampleRequest(prompt, max_tokens=8, stop=[], seed=1, top_k=2**63))
+    free = sample(base, SampleRequest(prompt, max_tokens=8, stop=[], seed=1))
+    assert wide.sequences[0].tokens == free.sequences[0].tokens
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_one_request_leaves_room_for_another(deterministic):
+    """Eight samples on eight rows take six of them, and a later call is done before they are."""
+    base = tiny_base()
+    sampler = Sampler(base, max_rows=8, deterministic=deterministic)
+    weights = base.sampler_weights(None)
+    large = SampleRequest(random_tokens(6), 8, max_tokens=60, seed=0, stop=[])
+    first = sampler.submit(large, weights)
+    sampler.step()
+    small = SampleRequest(random_tokens(4), 1, max_tokens=3, seed=0, stop=[])
+    second = sampler.submit(small, weights)
+    while not second.done():
+        assert sum(len(batch.rows) for batch in sampler._batches.values()) <= 8
+        assert sampler.step()
+    assert not first.done()
+    sampler.run_until_idle()
+    alone = sample(base, large, deterministic=deterministic, max_rows=8)
+    assert [s.tokens for s in first.result(0).sequences] == [s.tokens for s in alone.sequences]
+
+
 def test_tokens_are_told_as_they_come():
     base = tiny_base()
     seen: list[tuple[int, int, float]] = []

@@ -347,10 +347,11 @@ def test_a_request_without_data_is_refused():
         forward_backward(base, base.new_adapter(SPEC), TrainRequest([], "cross_entropy"))
 
 
-@pytest.mark.parametrize(
-    "field", ["learning_rate", "beta1", "beta2", "eps", "weight_decay", "grad_clip_norm"]
-)
-@pytest.mark.parametrize("value", [-1.0, math.nan, math.inf])
+FIELDS = ["learning_rate", "beta1", "beta2", "eps", "weight_decay", "grad_clip_norm"]
+WITHOUT_MEANING = [(field, value) for field in FIELDS for value in (-1.0, math.nan, math.inf)]
+
+
+@pytest.mark.parametrize(("field", "value"), [*WITHOUT_MEANING, ("eps", 0.0)])
 def test_optimizer_settings_without_a_meaning_are_refused(field, value):
     base = tiny_base()
     adapter = base.new_adapter(SPEC)

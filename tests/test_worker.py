@@ -241,6 +241,17 @@ def test_training_that_waits_is_not_held_up_for_samples_nobody_asks_for():
     bench.worker.stop()
 
 
+def test_one_call_for_all_the_rows_does_not_hold_up_anothers_one(bench: Bench):
+    sampler = FakeSampler(FakeBase(), step_s=0.02)
+    large = bench.sample(sampler, "a", max_tokens=60, samples=LIMITS.active_sequences)
+    large.pending.asked.set()
+    bench.worker.start()
+    time.sleep(0.1)
+    small = bench.sample(sampler, "b", max_tokens=2)
+    small.pending.reply.result(5)
+    assert not large.pending.reply.done()
+
+
 def test_one_learners_many_samples_do_not_hold_up_anothers_one(bench: Bench):
     sampler = FakeSampler(FakeBase(), step_s=0.005)
     many = [bench.sample(sampler, "greedy", max_tokens=10) for _ in range(19)]

@@ -19,6 +19,7 @@ from course_lib.engine.answers import answer, reply_for, tried
 from course_lib.engine.futures import FutureTable, Pending
 from course_lib.engine.limits import Limits
 from course_lib.engine.requests import RequestError, SampleRequest, SampleResult
+from course_lib.engine.sampler import SHARE
 from course_lib.engine.trace import Trace
 from course_lib.engine.wire import Reply, failure_reply
 
@@ -110,8 +111,10 @@ class SampleQueue:
 
     def _admit(self) -> None:
         """Let waiting calls join the batch, one per learner in turn, while there is room."""
+        # One call takes its share of the rows at a time, however many samples it asks for.
+        share = max(1, int(SHARE * self._limits.active_sequences))
         room = self._limits.active_sequences - sum(
-            job.request.num_samples for job in self._decoding
+            min(job.request.num_samples, share) for job in self._decoding
         )
         while True:
             with self._lock:
@@ -122,7 +125,7 @@ class SampleQueue:
                 self._waiting_samples -= job.request.num_samples
                 if queue:
                     self._waiting[learner] = queue  # at the end: the next learner comes first
-            room -= job.request.num_samples
+            room -= min(job.request.num_samples, share)
             if not job.pending.cancelled:
                 self._begin(job)
             else:

@@ -56,6 +56,8 @@ def lora_config(model: PreTrainedModel, spec: LoraSpec) -> LoraConfig:
         raise RequestError("an adapter needs at least one of train_mlp, train_attn, train_unembed")
     if not 1 <= spec.rank <= 1024:
         raise RequestError(f"rank is {spec.rank}; give 1 to 1024")
+    if spec.seed is not None and not 0 <= spec.seed < 2**63:
+        raise RequestError(f"seed is {spec.seed}; give 0 to 2^63 - 1")
     modules = [name for name, part in linear_targets(model) if wanted[part]]
     return LoraConfig(
         task_type="CAUSAL_LM",

@@ -17,10 +17,12 @@ import secrets
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.utils import cached_file
@@ -40,6 +42,12 @@ class SamplerWeights:
     """An immutable snapshot to sample from: an adapter's tensors; None is the bare base model."""
 
     state: dict[str, Tensor] | None
+
+    @cached_property
+    def sound(self) -> bool:
+        """Are its numbers numbers? A learning rate that is far too high leaves others."""
+        tensors = list(self.state.values()) if self.state else []
+        return not tensors or bool(torch.stack(torch._foreach_norm(tensors)).isfinite().all())
 
 
 class BaseModel:
@@ -92,6 +100,10 @@ class BaseModel:
         except (OSError, ValueError) as error:
             remedy = "give a causal language model with weights in safetensors"
             raise CourseError(folder_or_hub, first_line(error), remedy) from error
+        except SafetensorError as error:
+            finding = f"the weights cannot be read ({first_line(error)})"
+            remedy = "the file is damaged: make or fetch the model again"
+            raise CourseError(folder_or_hub, finding, remedy) from error
         return cls(name, model.to(device), tokenizer, str(folder.resolve()))
 
     def new_adapter(self, spec: LoraSpec) -> Adapter:

@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+COLDEST = 1e-6  # a temperature below draws the likeliest token, too
+MOST = 2**31  # more tokens than any vocabulary has
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
@@ -50,6 +52,10 @@ class Drawing:
         top_p: list[float],
         device: torch.device,
     ) -> Drawing:
+        # What float32 and int64 cannot hold; neither bound changes what is drawn.
+        temperature = [max(value, COLDEST) if value else 0.0 for value in temperature]
+        top_p = [max(value, COLDEST) for value in top_p]
+        top_k = [min(value, MOST) for value in top_k]
         cut = [row for row in range(len(top_k)) if top_k[row] > 0 or top_p[row] < 1]
         return cls(
             torch.tensor(temperature, dtype=torch.float32, device=device),
@@ -86,6 +92,7 @@ class Drawing:
         total = cumulated[:, -1]
         thresholds = (torch.from_numpy(draws).to(total) * total).unsqueeze(-1)
         tokens = torch.searchsorted(cumulated, thresholds, right=True).squeeze(-1)
+        tokens.clamp_(max=probs.shape[-1] - 1)  # where the probabilities are not numbers
         if not self.greedy:
             return tokens
         return torch.where(self.temperature > 0, tokens, logits.argmax(-1))

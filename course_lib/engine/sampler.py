@@ -26,9 +26,10 @@ from course_lib.engine.decoding import Batch, Row
 from course_lib.engine.model import BaseModel, SamplerWeights
 from course_lib.engine.prompts import asks_about_prompt, describe_prompt
 from course_lib.engine.randomness import random_bits
-from course_lib.engine.requests import SampleRequest, SampleResult
+from course_lib.engine.requests import RequestError, SampleRequest, SampleResult
 from course_lib.engine.validation import check_sample
 
+SHARE = 3 / 4  # of the rows, at most, for one request: others find room beside it
 KEPT_FOLDED = 2  # folded weights kept for the next request, beside those in use
 STEPS_TO_LOOK = 8  # after so many it is asked who has given up
 
@@ -44,6 +45,15 @@ class Job:
     future: Future = field(default_factory=Future)
     admitted: int = 0  # rows that have left the queue
     result: SampleResult = field(default_factory=lambda: SampleResult([]))
+
+    def next_rows(self, room: int, share: int, whole: bool) -> list[Row]:
+        """Its next rows, as many as there is room for and as its share allows; `whole`: a share at
+        once, or none."""
+        live = sum(1 for row in self.rows[: self.admitted] if not row.stop_reason)
+        rows = self.rows[self.admitted : self.admitted + share - (0 if whole else live)]
+        if whole:
+            return [] if live or len(rows) > room else rows
+        return rows[:room]
 
     def finish(self) -> None:
         self.result.sequences = [row.result() for row in self.rows]
@@ -79,6 +89,11 @@ class Sampler:
     def submit(self, request: SampleRequest, weights: SamplerWeights) -> Future[SampleResult]:
         """Check a request and queue it; the future has its result once steps have made it."""
         check_sample(request, self.base.vocab_size, self.base.context_length)
+        if not weights.sound:
+            raise RequestError(
+                "the weights hold numbers that are not finite: training has blown up; go back to "
+                "an earlier checkpoint, and take a lower learning rate"
+            )
         seed = random_bits(62) if request.seed is None else request.seed
         limit = request.max_tokens or self.base.context_length - len(request.prompt)
         stops = stop_rule(request, self.base.tokenizer)
@@ -136,30 +151,33 @@ class Sampler:
         room = self.max_rows - sum(
             len(batch.rows) - batch.ended for batch in self._batches.values()
         )
-        while self._waiting:
+        share = max(1, int(SHARE * self.max_rows))
+        held_back: list[Job] = []  # they have their share, or find no room: others may pass
+        while self._waiting and room > 0:
             group: list[tuple[Job, list[Row]]] = []  # prompts to compute together
             longest = 0  # of them
             while self._waiting and self._joins(self._waiting[0], group, longest):
-                job = self._waiting[0]
-                rows = job.rows[job.admitted : job.admitted + self.max_rows]
-                if len(rows) > room:
-                    if self.deterministic:  # how a request is cut must not depend on the others
-                        break
-                    rows = rows[:room]
+                job = self._waiting.popleft()
+                # Deterministic: how a request is cut must not depend on the others.
+                rows = job.next_rows(room, share, whole=self.deterministic)
                 if not rows:
-                    break
+                    held_back.append(job)
+                    if self.deterministic:  # in order, or a large one would never find room
+                        room = 0
+                        break
+                    continue
                 group.append((job, rows))
                 longest = max(longest, len(job.request.prompt))
                 room -= len(rows)
                 job.admitted += len(rows)
-                if job.admitted == len(job.rows):
-                    self._waiting.popleft()
+                if job.admitted < len(job.rows):
+                    held_back.append(job)
                 if job not in self._running:
                     self._running.append(job)
-            if not group:
-                break
-            self._prefill(group)
-            admitted = True
+            if group:
+                self._prefill(group)
+                admitted = True
+        self._waiting.extendleft(reversed(held_back))
         return admitted
 
     def _joins(self, job: Job, group: list[tuple[Job, list[Row]]], longest: int) -> bool:

@@ -107,7 +107,9 @@ class Store:
         """
         folder = self.folder(path)
         if folder.exists() and not overwrite:
-            raise RequestError(f"{path} exists already; choose another name or pass overwrite=True")
+            # Only save_state can overwrite: the SDK's other methods have no such argument.
+            remedy = " or pass overwrite=True" if path.kind == "weights" else ""
+            raise RequestError(f"{path} exists already; choose another name{remedy}")
         part = folder.with_name(UNFINISHED + secrets.token_hex(8))
         try:
             with saving(str(path)):

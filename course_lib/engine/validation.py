@@ -88,6 +88,8 @@ def check_adam(params: AdamParams) -> None:
         value = getattr(params, name)
         if not low <= value < high:
             raise RequestError(f"{name} is {value}; it must be at least {low} and below {high}")
+    if params.eps == 0:
+        raise RequestError("eps is 0; a gradient of 0 would be divided by it: give 1e-12 or so")
 
 
 def check_sample(request: SampleRequest, vocab_size: int, context_length: int) -> None:

@@ -39,6 +39,7 @@ class ServedModel:
         self._weights = base.sampler_weights(None)
         self._wake = threading.Condition()
         self._stopping = False
+        self._came = False  # a request, since the thread last looked
         self._thread = threading.Thread(target=self._run, name="decoder", daemon=True)
         self._thread.start()
 
@@ -73,6 +74,7 @@ class ServedModel:
             if self._stopping:
                 raise Stopping
             future = self._sampler.submit(request, self._weights)
+            self._came = True
             self._wake.notify()
         return future
 
@@ -92,7 +94,8 @@ class ServedModel:
                 log.exception("decoding failed; what was running is dropped")
                 self._sampler.reset()
             with self._wake:
-                if self._sampler.step():  # something came in between
+                if self._came:  # something, in between
+                    self._came = False
                     continue
                 if self._stopping:
                     return

@@ -6,6 +6,7 @@ print(tuned.say("What is 23 + 45 + 61?"))
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,11 @@ if TYPE_CHECKING:
     from course_lib.client import CourseService
 
 BASE = "base"  # the model as it was before any training
+_TOO_LONG = re.compile(r"context (window|length)", re.IGNORECASE)
+
+
+class MessageTooLong(CourseError):
+    """One message and the longest answer do not fit into the model's context window together."""
 
 
 @dataclass
@@ -34,6 +40,7 @@ class Speaker:
     temperature: float = 0.7
     seed: int | None = None  # None: another answer each time
     messages: list[Message] = field(default_factory=list)
+    has_forgotten: bool = field(default=False, init=False)  # the person has been told
 
     @property
     def short_name(self) -> str:
@@ -41,12 +48,33 @@ class Speaker:
         return self.name.rpartition("/")[2]
 
     def say(self, text: str) -> str:
-        """Answer the next user message and remember both."""
+        """Answer the next user message and remember both.
+
+        Where the back end finds the conversation too long, its oldest exchanges are forgotten.
+
+        Raises:
+            MessageTooLong: `text` alone is too long; it is not remembered, nor anything forgotten.
+        """
+        whole = asked = [*self.messages, Message("user", text)]
+        answer = None
+        while answer is None:
+            try:
+                answer = self._answer(asked)
+            except MessageTooLong:
+                asked = without_oldest(asked)
+                if not asked:
+                    raise
+        if asked != whole and not self.has_forgotten:
+            self.has_forgotten = True
+            print(f"({self.short_name}: too long a conversation, its oldest messages are left out)")
+        self.messages = [*asked, Message("assistant", answer)]
+        return answer
+
+    def _answer(self, messages: Sequence[Message]) -> str:
         import tinker
 
-        asked = [*self.messages, Message("user", text)]
-        result = self.client.sample(
-            tinker.ModelInput.from_ints(render_prompt(asked, self.tokenizer)),
+        request = self.client.sample(
+            tinker.ModelInput.from_ints(render_prompt(messages, self.tokenizer)),
             num_samples=1,
             sampling_params=tinker.SamplingParams(
                 max_tokens=self.max_tokens,
@@ -54,10 +82,24 @@ class Speaker:
                 seed=self.seed,
                 stop=stop_token_ids(self.tokenizer),
             ),
-        ).result()
-        answer = parse_completion(list(result.sequences[0].tokens), self.tokenizer)
-        self.messages = [*asked, Message("assistant", answer)]
-        return answer
+        )
+        try:
+            result = request.result()
+        except Exception as error:
+            if not _TOO_LONG.search(str(error)):
+                raise
+            finding = f"your message is too long ({one_line(error)})"
+            remedy = f"write less, or choose a smaller --max-tokens than {self.max_tokens}"
+            raise MessageTooLong(self.short_name, finding, remedy) from error
+        return parse_completion(list(result.sequences[0].tokens), self.tokenizer)
+
+
+def without_oldest(messages: Sequence[Message]) -> list[Message]:
+    """The messages without the first question and its answer; none if there is one question."""
+    asked = [index for index, message in enumerate(messages) if message.role == "user"]
+    if len(asked) < 2:
+        return []
+    return [*messages[: asked[0]], *messages[asked[1] :]]
 
 
 def open_speakers(

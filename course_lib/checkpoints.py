@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from course_lib.errors import CourseError
+from course_lib.errors import CourseError, naming
 
 if TYPE_CHECKING:
     import tinker
@@ -53,8 +53,9 @@ class CheckpointLog:
             line = b"\n" + line
         handle = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         try:
-            os.write(handle, line)
-            os.fsync(handle)
+            with naming(self.path):
+                os.write(handle, line)
+                os.fsync(handle)
         finally:
             os.close(handle)
 
@@ -133,11 +134,12 @@ def write_whole(path: str | Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with open(draft, "w", encoding="utf-8") as handle:
-            handle.write(text)
-            handle.flush()
-            os.fsync(handle.fileno())
-        os.replace(draft, path)
+        with naming(path):
+            with open(draft, "w", encoding="utf-8") as handle:
+                handle.write(text)
+                handle.flush()
+                os.fsync(handle.fileno())
+            os.replace(draft, path)
     finally:
         draft.unlink(missing_ok=True)
 

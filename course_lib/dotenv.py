@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
+from course_lib.errors import CourseError
+
 PROJECT = Path(__file__).resolve().parent.parent
+_QUOTED = re.compile(r"""\s*(["'])(.*?)\1\s*(?:#.*)?""")
 
 
 def setting(name: str) -> str | None:
@@ -24,15 +28,40 @@ def env_file() -> Path | None:
 
 
 def read_env_file() -> dict[str, str]:
-    """The `NAME=value` lines of `env_file`."""
+    """The `NAME=value` lines of `env_file`; no file, no lines.
+
+    Raises:
+        CourseError: it is not UTF-8 text (a byte order mark may stand before it).
+    """
     file = env_file()
     try:
-        lines = file.read_text(encoding="utf-8").splitlines() if file else []
-    except (OSError, ValueError):
+        content = file.read_bytes() if file else b""
+    except OSError:
         return {}
     values = {}
-    for line in lines:
+    for line in _decode(content, file).splitlines():
         name, equals, value = line.strip().removeprefix("export ").partition("=")
         if equals and not name.startswith("#"):
-            values[name.strip()] = value.strip().strip("'\"")
+            values[name.strip()] = _plain_value(value)
     return values
+
+
+def _decode(content: bytes, file: Path | None) -> str:
+    try:
+        text, wrong_at = content.decode("utf-8-sig"), content.find(b"\0")  # UTF-16 is full of NUL
+    except UnicodeDecodeError as error:
+        text, wrong_at = "", error.start
+    if wrong_at >= 0:
+        line = content.count(b"\n", 0, wrong_at) + 1
+        raise CourseError(f"{file}:{line}", "it is not UTF-8 text", "save the file as UTF-8")
+    return text
+
+
+def _plain_value(text: str) -> str:
+    """What is in the quotes; without quotes, what stands before a ` #`.
+
+    >>> _plain_value("embedded  # local"), _plain_value("'a #1' # quoted"), _plain_value("a#1")
+    ('embedded', 'a #1', 'a#1')
+    """
+    quoted = _QUOTED.fullmatch(text)
+    return quoted[2] if quoted else re.sub(r"\s#.*", "", text).strip().strip("'\"")

@@ -1,5 +1,11 @@
 """The one error a learner can cause: it says where, what, and what to do."""
 
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
 
 class CourseError(Exception):
     """A mistake that a person can mend, told in one line: place, finding, remedy.
@@ -13,3 +19,13 @@ class CourseError(Exception):
         self.place = place
         self.finding = finding
         self.remedy = remedy
+
+
+@contextmanager
+def naming(path: str | Path) -> Iterator[None]:
+    """Let an OSError name the file that it is about: a full disk names none, a draft its own."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = str(path)
+        raise

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from course_lib.errors import CourseError
+from course_lib.errors import CourseError, naming
 
 # --------------------------------------------------------------------------------------------------
 # metrics.jsonl
@@ -34,7 +34,7 @@ class MetricsLog:
         """Append one line, e.g. `write(3, {"reward/mean": 0.5}, phase="rl")`."""
         record = {"step": step, **(values or {}), **named}
         line = json.dumps(record, default=float)  # float: numpy and torch scalars
-        with self.path.open("a", encoding="utf-8") as file:
+        with naming(self.path), self.path.open("a", encoding="utf-8") as file:
             file.write(line + "\n")  # written in one piece when the file is closed
 
 

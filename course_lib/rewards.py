@@ -12,6 +12,7 @@ does it.
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import math
 import re
 import sys
@@ -20,6 +21,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from decimal import Decimal
 from pathlib import Path
+from reprlib import repr as short
 from typing import Any
 
 from course_lib.conversations import Message
@@ -209,27 +211,22 @@ def reward_from_file(spec: str) -> Reward:
     Its mistakes are raised, naming the file and line: a bug that quietly scored 0 would look like a
     policy that cannot learn.
     """
-    path, _, name = spec.rpartition(":")
-    function = _load_function(Path(path), name)
+    file, _, name = spec.rpartition(":")
+    path = Path(file)
+    function = _load_function(path, name)
 
     def own(problem: Problem, completion: str) -> Score:
         try:
-            value = function(problem, completion)
+            returned = function(problem, completion)
         except CourseError:
             raise
-        except Exception as error:
-            line = _line_in(error, path)
-            finding = f"{name} failed with {type(error).__name__}: {error}"
+        except (Exception, SystemExit) as error:
+            finding = f"{name} failed with {_told(error)}"
             remedy = f"run it on the completion {completion[:60]!r}"
-            raise CourseError(f"{path}:{line}", finding, remedy) from error
-        if isinstance(value, Score):
-            value, parts, reason = value.value, value.parts, value.reason
-        else:
-            parts, reason = {name: value}, f"{name} gave {value}"
-        if not isinstance(value, (int, float)) or not math.isfinite(value):
-            finding = f"{name} returned {value!r} ({type(value).__name__})"
-            raise CourseError(path, finding, "return a finite number or a Score")
-        return Score(float(value), {key: float(part) for key, part in parts.items()}, reason)
+            if isinstance(error, SystemExit):
+                remedy = "return a score instead of leaving the program"
+            raise CourseError(_place(error, path), finding, remedy) from error
+        return _as_score(returned, name, path)
 
     return own
 
@@ -255,9 +252,43 @@ def _term(
     raise CourseError("reward", f"{name!r} is unknown", remedy)
 
 
+def _as_score(returned: Any, name: str, path: Path) -> Score:
+    """What a learner's function returned, every field checked: a wrong one would fail far away."""
+    if _is_finite(returned):
+        return Score(float(returned), {name: float(returned)}, f"{name} gave {returned}")
+    value = returned.value if isinstance(returned, Score) else returned
+    if not _is_finite(value):
+        finding = f"{name} returned {_shown(value)}"
+        raise CourseError(str(path), finding, "return a finite number or a Score")
+    parts, reason = returned.parts, returned.reason
+    if not isinstance(parts, dict) or not all(map(_is_finite, parts.values())):
+        finding = f"{name} returned a Score with parts {_shown(parts)}"
+        remedy = f'give a dict of finite numbers, e.g. {{"{name}": 0.5}}'
+        raise CourseError(str(path), finding, remedy)
+    if not isinstance(reason, str):
+        finding = f"{name} returned a Score with reason {_shown(reason)}"
+        raise CourseError(str(path), finding, "give the reason as text")
+    return Score(float(value), {key: float(part) for key, part in parts.items()}, reason)
+
+
+def _is_finite(value: Any) -> bool:
+    """Is it a number that a float can hold? NaN is not, nor is 10**400."""
+    return isinstance(value, (int, float)) and abs(value) <= sys.float_info.max
+
+
+def _shown(value: Any) -> str:
+    """The value, cut to a readable length, and its type."""
+    try:
+        text = short(value)
+    except ValueError:  # Python does not write out an int of 5,000 digits
+        text = "a number too long to show"
+    return f"{text} ({type(value).__name__})"
+
+
 def _load_function(path: Path, name: str) -> Callable[[Problem, str], Any]:
-    if not path.exists():
-        raise CourseError(str(path), "no such file", "write reward as FILE.py:FUNCTION")
+    if not path.is_file():
+        finding = "is a folder" if path.is_dir() else "no such file"
+        raise CourseError(str(path), finding, "write reward as FILE.py:FUNCTION")
     module_name = f"learner_reward_{path.stem}"
     loader = importlib.util.spec_from_file_location(module_name, path)
     assert loader and loader.loader, "a .py file always has a loader"
@@ -265,22 +296,49 @@ def _load_function(path: Path, name: str) -> Callable[[Problem, str], Any]:
     sys.modules[module_name] = module  # dataclasses in the file look themselves up
     try:
         loader.loader.exec_module(module)
-    except Exception as error:
-        line = error.lineno if isinstance(error, SyntaxError) else _line_in(error, str(path))
-        finding = f"cannot be imported, {type(error).__name__}: {error}"
-        raise CourseError(f"{path}:{line}", finding, "mend the file") from error
+    except (Exception, SystemExit) as error:
+        remedy = "mend the file"
+        if isinstance(error, SystemExit):
+            remedy = 'put what is a script under if __name__ == "__main__":'
+        finding = f"cannot be imported, {_told(error)}"
+        raise CourseError(_place(error, path), finding, remedy) from error
     function = getattr(module, name, None)
     if not callable(function):
         own = [key for key, value in vars(module).items() if callable(value) and key[0] != "_"]
-        raise CourseError(str(path), f"has no function {name!r}", did_you_mean(name, own))
+        remedy = did_you_mean(name, own) if own else f"write def {name}(problem, completion):"
+        raise CourseError(str(path), f"has no function {name!r}", remedy)
+    _check_parameters(function, name, path)
     return function
 
 
-def _line_in(error: BaseException, path: str) -> int:
-    """The last line of `path` that the error passed through."""
+def _check_parameters(function: Callable[..., Any], name: str, path: Path) -> None:
+    """Raises: CourseError when the function cannot be called with a problem and a completion."""
+    try:
+        signature = inspect.signature(function, follow_wrapped=False)
+    except (TypeError, ValueError):
+        return  # some callables written in C have none: their call will tell
+    try:
+        signature.bind("problem", "completion")
+    except TypeError as error:
+        code = getattr(function, "__code__", None)
+        place = str(path)
+        if code and Path(code.co_filename).name == path.name:
+            place = f"{path}:{code.co_firstlineno}"
+        remedy = f"write def {name}(problem, completion):"
+        raise CourseError(place, f"{name}{signature} does not fit the call", remedy) from error
+
+
+def _told(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+
+
+def _place(error: BaseException, path: Path) -> str:
+    """`path` and the last line of it that the error passed through, if it came that far."""
     frames = traceback.extract_tb(error.__traceback__)
-    lines = [frame.lineno for frame in frames if Path(frame.filename).name == Path(path).name]
-    return lines[-1] or 0 if lines else 0
+    lines = [frame.lineno for frame in frames if Path(frame.filename).name == path.name]
+    if isinstance(error, SyntaxError) and Path(error.filename or "").name == path.name:
+        lines.append(error.lineno)
+    return f"{path}:{lines[-1]}" if lines and lines[-1] else str(path)
 
 
 def _wanted(problem: Problem) -> str:

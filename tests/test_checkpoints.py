@@ -1,5 +1,7 @@
 """Checkpoints: a crash can tear a line, never a checkpoint."""
 
+import errno
+import os
 from types import SimpleNamespace
 
 import pytest
@@ -46,6 +48,19 @@ def test_a_line_that_no_crash_explains_is_named(tmp_path, line):
         file.write(line + "\n")
     with pytest.raises(CourseError, match=r"checkpoints.jsonl:2: is no checkpoint"):
         log.last("rl")
+
+
+def test_a_full_disk_is_told_with_the_file_that_had_no_room(tmp_path, monkeypatch):
+    def full(handle):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError) as caught:
+        write_whole(tmp_path / "report.json", "{}")
+    assert caught.value.filename == str(tmp_path / "report.json")
+    with pytest.raises(OSError) as caught:
+        CheckpointLog(tmp_path).append(point(1))
+    assert caught.value.filename == str(tmp_path / "checkpoints.jsonl")
 
 
 def test_a_line_torn_by_a_crash_is_skipped_and_the_next_one_is_whole(tmp_path):

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -526,3 +527,108 @@ def test_a_fault_of_ours_keeps_its_traceback(monkeypatch):
     monkeypatch.setattr("course_lib.pipeline.saved_config", broken)
     with pytest.raises(ZeroDivisionError):
         main(["all", "--resume", "x"])
+
+
+# --------------------------------------------------------------------------------------------------
+# A broken .env, a conversation that is too long
+
+
+def test_env_file_that_cannot_be_read_is_one_line(monkeypatch, capsys):
+    monkeypatch.setenv("COURSE_ENV_FILE", "../my.env")
+    Path("../my.env").write_bytes("COURSE_BACKEND=hosted\n".encode("utf-16"))
+    code, line = refused(["chat", "--prompt", "hello"], capsys)
+
+    assert (code, line) == (1, "../my.env:1: it is not UTF-8 text; save the file as UTF-8")
+
+
+def test_chat_prompt_that_is_too_long_gets_a_remedy(online, capsys):
+    code, line = refused(["chat", "--prompt", "a" * 6000], capsys)
+
+    assert code == 1
+    assert re.fullmatch(
+        r"base: your message is too long \(.*context window: \d+ \+ 128 > 1024\); "
+        r"write less, or choose a smaller --max-tokens than 128",
+        line,
+    )
+
+
+def test_chat_leaves_out_the_oldest_messages_and_says_so_once(online, monkeypatch, capsys):
+    """The conversation only grew, and the first request over the context window ended it."""
+    lines = iter(["a" * 400, "b" * 400, "c" * 400, "d" * 400, ""])
+    monkeypatch.setattr("builtins.input", lambda prompt: next(lines))
+
+    assert main(["chat", "--max-tokens", "4", "--temperature", "0"]) == 0
+    out = capsys.readouterr().out
+    assert out.count("(base: too long a conversation, its oldest messages are left out)") == 1
+
+
+def test_chat_goes_on_after_a_message_that_is_too_long(online, monkeypatch, capsys):
+    """It ended the conversation."""
+    lines = iter(["a" * 6000, "hello", ""])
+    monkeypatch.setattr("builtins.input", lambda prompt: next(lines))
+
+    assert main(["chat", "--max-tokens", "4"]) == 0
+    captured = capsys.readouterr()
+    assert captured.err.startswith("base: your message is too long")
+    assert len(captured.out.splitlines()) >= 2  # where the calls go, then the second answer
+
+
+class ShortWindow:
+    """A sampling client over the byte tokenizer: it refuses what the engine would refuse."""
+
+    def __init__(self, tokenizer, window: int) -> None:
+        self.tokenizer, self.window = tokenizer, window
+        self.prompts: list[str] = []
+
+    def sample(self, prompt, num_samples, sampling_params):
+        self.prompts.append(self.tokenizer.decode(prompt.to_ints()))
+        self.length = len(prompt.to_ints())
+        return self
+
+    def result(self):
+        if self.length > self.window:
+            raise ValueError(f"exceeds the model's context window: {self.length} > {self.window}")
+        return SimpleNamespace(sequences=[SimpleNamespace(tokens=self.tokenizer.encode("yes"))])
+
+
+@pytest.fixture
+def speaker():
+    from chat_templates import COURSE, byte_tokenizer
+
+    from course_lib.chat import Speaker
+    from course_lib.conversations import Message
+
+    tokenizer = byte_tokenizer(COURSE)
+    rules = Message("system", "Be kind.")
+    return Speaker("base", ShortWindow(tokenizer, 90), tokenizer, messages=[rules])
+
+
+def test_chat_keeps_the_system_message_and_the_newest_exchanges(speaker):
+    for text in ("first " * 4, "second " * 4, "third " * 4):
+        assert speaker.say(text) == "yes"
+
+    said = [message.content.split()[0] for message in speaker.messages]
+    assert said == ["Be", "second", "yes", "third", "yes"]
+    assert "Be kind." in speaker.client.prompts[-1] and "first" not in speaker.client.prompts[-1]
+
+
+def test_chat_message_that_is_too_long_is_not_remembered(speaker):
+    from course_lib.chat import MessageTooLong
+
+    speaker.say("hello")
+    before = list(speaker.messages)
+    with pytest.raises(MessageTooLong, match=r"> 90\); write less, or choose a smaller --max-tok"):
+        speaker.say("a" * 200)
+
+    assert speaker.messages == before and not speaker.has_forgotten
+    assert speaker.say("hello again") == "yes"
+
+
+def test_chat_refusals_of_another_kind_pass_unchanged(speaker, monkeypatch):
+    def refuse():
+        raise ValueError("max_tokens is 0; give at least 1")
+
+    monkeypatch.setattr(speaker.client, "result", refuse)
+    with pytest.raises(ValueError, match="give at least 1"):
+        speaker.say("hello")
+    assert len(speaker.client.prompts) == 1

@@ -21,6 +21,7 @@ from course_lib import client
 from course_lib.client import choose, connect, resolve_model
 from course_lib.client import service as service_module
 from course_lib.config import preset
+from course_lib.dotenv import read_env_file
 from course_lib.engine.server import Engine, start
 from course_lib.errors import CourseError
 
@@ -348,3 +349,83 @@ def test_names_that_were_not_taught_still_go_to_the_hub(monkeypatch: pytest.Monk
         ("not/here", None),
         ("meta-llama/Llama-3.2-1B", None),
     ]
+
+
+# What a person or a stranger wrote ----------------------------------------------------------------
+
+
+@pytest.fixture
+def env(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The `.env` of the working folder, which is read in this test."""
+    monkeypatch.delenv("COURSE_ENV_FILE")
+    return tmp_path / ".env"
+
+
+def test_env_file_with_a_byte_order_mark_is_read(env: Path):
+    """Windows editors write it; the first name then began with an invisible letter."""
+    env.write_text("TINKER_API_KEY=tml-x\n", encoding="utf-8-sig")
+    assert choose().backend == "hosted"
+
+
+@pytest.mark.parametrize(
+    ("content", "line"),
+    [
+        ("COURSE_BACKEND=hosted\n".encode("utf-16"), 1),
+        ("COURSE_BACKEND=hosted\n".encode("utf-16-le"), 1),  # valid UTF-8, full of NUL
+        ("COURSE_BACKEND=hosted\n# für mich\n".encode("latin-1"), 2),
+    ],
+)
+def test_env_file_in_another_encoding_is_refused(env: Path, content: bytes, line: int):
+    """It was ignored as a whole: the run went elsewhere than the learner had written."""
+    env.write_bytes(content)
+    with pytest.raises(CourseError) as caught:
+        connect()
+    assert str(caught.value) == f".env:{line}: it is not UTF-8 text; save the file as UTF-8"
+
+
+def test_env_values_end_where_a_comment_begins(env: Path):
+    env.write_text(
+        "COURSE_BACKEND=embedded # local\n"
+        "TINKER_API_KEY='tml-a #1'\t# quoted\n"
+        'COURSE_STORE="here"#there\n'
+        "COURSE_PRESET=a#b\n"
+        "TINKER_BASE_URL= # none\n"
+    )
+    assert choose().backend == "embedded"
+    assert read_env_file() == {
+        "COURSE_BACKEND": "embedded",
+        "TINKER_API_KEY": "tml-a #1",
+        "COURSE_STORE": "here",
+        "COURSE_PRESET": "a#b",
+        "TINKER_BASE_URL": "",
+    }
+
+
+@pytest.mark.parametrize(
+    "body", ['{"ok": true}', "[]", "no JSON", '{"supported_models": ["a"]}', "null"]
+)
+def test_probe_of_a_json_server_that_is_not_tinker_is_said(
+    body: str, monkeypatch: pytest.MonkeyPatch
+):
+    """It answered, and we said "no Tinker server can be reached there ('supported_models')"."""
+    from http.server import BaseHTTPRequestHandler, HTTPServer
+
+    class Other(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("content-type", "application/json")
+            self.end_headers()
+            self.wfile.write(body.encode())
+
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["content-length"]))
+            self.do_GET()
+
+        def log_message(self, *args: object) -> None: ...
+
+    monkeypatch.setenv("TINKER_API_KEY", "tml-x")
+    other = HTTPServer(("127.0.0.1", 0), Other)
+    threading.Thread(target=other.serve_forever, daemon=True).start()
+    with pytest.raises(CourseError, match="not as a Tinker server"):
+        connect(f"http://127.0.0.1:{other.server_port}")
+    other.shutdown()

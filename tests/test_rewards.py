@@ -198,3 +198,95 @@ def test_a_batch_reward_sees_every_group_and_can_be_weighted():
     scores = score_completions(reward, [ASKED, ASKED], [["129", "no"], ["yes", "129 it is"]])
     assert [[score.value for score in group] for group in scores] == [[3.0, 0.0], [0.0, 1.0]]
     assert math.isclose(scores[0][0].parts["correct"], 1.0)
+
+
+def test_reward_files_that_leave_the_program_are_told_by_line(tmp_path):
+    """sys.exit() passed every `except Exception`: the run ended with rc 0, without a word."""
+    script = tmp_path / "script.py"
+    script.write_text("import sys\ndef mine(problem, completion):\n    sys.exit()\n")
+    with pytest.raises(CourseError, match=r"script\.py:3: mine failed with SystemExit; return"):
+        reward_from_name(f"{script}:mine")(ASKED, "x")
+    script.write_text("import sys\nsys.exit(3)\n")
+    with pytest.raises(CourseError, match=r"script\.py:2: cannot be imported, SystemExit: 3; put"):
+        reward_from_name(f"{script}:mine")
+
+
+def test_reward_that_is_stopped_by_hand_stays_stopped(tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text("def mine(problem, completion):\n    raise KeyboardInterrupt\n")
+    with pytest.raises(KeyboardInterrupt):
+        reward_from_name(f"{file}:mine")(ASKED, "x")
+    file.write_text("raise KeyboardInterrupt\n")
+    with pytest.raises(KeyboardInterrupt):
+        reward_from_name(f"{file}:mine")
+
+
+@pytest.mark.parametrize(
+    ("returned", "said"),
+    [
+        (
+            "Score(1.0, {'a': 'b'}, 'r')",
+            r"returned a Score with parts \{'a': 'b'\} \(dict\); give a dict",
+        ),
+        ("Score(1.0, None, 'r')", r"returned a Score with parts None \(NoneType\); give a dict"),
+        ("Score(1.0, {'a': float('nan')}, 'r')", r"returned a Score with parts \{'a': nan\}"),
+        (
+            "Score(1.0, {'a': 10**400}, 'r')",
+            r"returned a Score with parts \{'a': 10+\.\.\.0+\} \(dict\)",
+        ),
+        (
+            "Score(1.0, {}, None)",
+            r"returned a Score with reason None \(NoneType\); give the reason as text",
+        ),
+        ("Score('1', {}, 'r')", r"returned '1' \(str\); return a finite number"),
+        ("10**400", r"returned 10+\.\.\.0+ \(int\); return a finite number"),
+        ("10**5000", r"returned a number too long to show \(int\); return a finite number"),
+    ],
+)
+def test_reward_values_of_the_wrong_type_are_told(tmp_path, returned, said):
+    """A badly filled Score gave a traceback; a part that is NaN reached the metrics."""
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from course_lib.rewards import Score\n"
+        f"def mine(problem, completion):\n    return {returned}\n"
+    )
+    with pytest.raises(CourseError, match=rf"mine\.py: mine {said}"):
+        reward_from_name(f"{file}:mine")(ASKED, "x")
+
+
+def test_reward_file_messages_have_no_holes(tmp_path):
+    """They once read "use" and then nothing, "nul.py:None:" and "rw.py:0:"."""
+
+    def said(content):
+        file = tmp_path / "mine.py"
+        file.write_bytes(content)
+        with pytest.raises(CourseError) as caught:
+            reward_from_name(f"{file}:mine")
+        return str(caught.value).removeprefix(f"{tmp_path}/")
+
+    assert said(b"") == "mine.py: has no function 'mine'; write def mine(problem, completion):"
+    assert said(b"def mine():\n\0").startswith("mine.py: cannot be imported, ")
+    assert said(b"\ndef mine(text):\n    return 1\n") == (
+        "mine.py:2: mine(text) does not fit the call; write def mine(problem, completion):"
+    )
+    (tmp_path / "folder.py").mkdir()
+    with pytest.raises(CourseError, match=r"folder\.py: is a folder; write reward as FILE"):
+        reward_from_name(f"{tmp_path / 'folder.py'}:mine")
+
+
+def test_reward_functions_of_any_shape_that_fits_are_accepted(tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "import functools\n"
+        "def extra(problem, completion, scale): return scale\n"
+        "mine = functools.partial(extra, scale=2)\n"
+        "@functools.wraps(extra)\n"
+        "def wrapped(*given): return extra(*given, 3)\n"
+        "class Callable:\n"
+        "    def __call__(self, problem, completion, more=1): return 4\n"
+        "made = Callable()\n"
+    )
+    values = [
+        reward_from_name(f"{file}:{n}")(ASKED, "x").value for n in ("mine", "wrapped", "made")
+    ]
+    assert values == [2.0, 3.0, 4.0]

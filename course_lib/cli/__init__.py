@@ -44,8 +44,12 @@ def entry() -> NoReturn:
     """
     code = 1
     atexit.register(lambda: leave(code))  # first in, last out: after everybody else's last words
-    code = main(sys.argv[1:])
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever presses Ctrl-C twice means this one
+    try:
+        code = main(sys.argv[1:])
+    except KeyboardInterrupt:  # at the very end
+        code = STOPPED
+    with suppress(KeyboardInterrupt):
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # who presses Ctrl-C twice means it once
     sys.exit(code)
 
 

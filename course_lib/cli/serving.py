@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -62,7 +63,7 @@ def chat(
     posttrain chat tinker://RUN/sampler_weights/NAME
     posttrain chat --base tinker://RUN/sampler_weights/NAME --prompt "What is 23 + 45 + 61?"
     """
-    from course_lib.chat import BASE, open_speakers
+    from course_lib.chat import BASE, MessageTooLong, open_speakers
     from course_lib.client import connect
 
     if prompt is not None and not prompt.strip():
@@ -74,7 +75,13 @@ def chat(
     )
     while text := prompt or _ask():
         for speaker in speakers:
-            answer = speaker.say(text)
+            try:
+                answer = speaker.say(text)
+            except MessageTooLong as error:
+                if prompt:
+                    raise
+                print(error, file=sys.stderr)
+                continue
             print(answer if len(speakers) == 1 else f"{speaker.short_name}: {answer}", flush=True)
         if prompt:
             break

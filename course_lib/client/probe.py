@@ -64,22 +64,39 @@ def _ask(url: str, api_key: str, sdk_version: str) -> list[dict[str, Any]]:
     headers = {"X-API-Key": api_key}
     with httpx.Client(timeout=TIMEOUT_S, trust_env=not is_loopback(url), headers=headers) as http:
         config = http.post(f"{url}/api/v1/client/config", json={"sdk_version": sdk_version})
-        _check(config, url)
-        if config.json().get("pjwt_auth_enabled"):
+        if _answer(config, url).get("pjwt_auth_enabled"):
             return []  # this server wants the key exchanged first, which is the SDK's business
-        answer = http.get(f"{url}/api/v1/get_server_capabilities")
-        _check(answer, url)
-        return list(answer.json()["supported_models"])
+        listed = http.get(f"{url}/api/v1/get_server_capabilities")
+        models = _answer(listed, url).get("supported_models")
+    if not isinstance(models, list) or not all(isinstance(model, dict) for model in models):
+        raise _somebody_else(listed, url)
+    return models
 
 
-def _check(response: Any, url: str) -> None:
+def _answer(response: Any, url: str) -> dict[str, Any]:
+    """The JSON object that the server sent.
+
+    Raises:
+        CourseError: the key is refused, or it sent something else.
+    """
     if response.status_code in (401, 403):
         raise CourseError(
             url, "the server refuses the key in TINKER_API_KEY", "use the key that this server gave"
         )
     if response.status_code != 200 or "json" not in response.headers.get("content-type", ""):
-        raise CourseError(
-            url,
-            f"somebody answers (status {response.status_code}), but not as a Tinker server",
-            "correct the URL; it ends before /api/v1",
-        )
+        raise _somebody_else(response, url)
+    try:
+        answer = response.json()
+    except ValueError as error:
+        raise _somebody_else(response, url) from error
+    if not isinstance(answer, dict):
+        raise _somebody_else(response, url)
+    return answer
+
+
+def _somebody_else(response: Any, url: str) -> CourseError:
+    return CourseError(
+        url,
+        f"somebody answers (status {response.status_code}), but not as a Tinker server",
+        "correct the URL; it ends before /api/v1",
+    )

@@ -31,10 +31,12 @@ from course_lib.export.peft_layout import to_peft
 from course_lib.export.serving_rules import check_serving_rules
 from course_lib.export.verify import verify_merge
 from course_lib.export.versions import (
+    LOCK,
     WORK,
     check_version,
     find_version,
     finish_version,
+    leaving_no_empty_work,
     next_version,
     read_record,
     use_version,
@@ -89,15 +91,16 @@ def deploy(
     check_modal_names(config, out.name)
     key = _key(checkpoint, config)
     work = out / WORK / key
-    work.mkdir(parents=True, exist_ok=True)
     try:
-        with FileLock(out / WORK / "lock", timeout=0):
-            version = _finished(out, key)
-            reused = version is not None
-            if version is None:
-                version = _make(service, checkpoint, out, work, config, base, runs, on_progress)
-            use_version(out, version)
-            shutil.rmtree(work, ignore_errors=True)
+        with leaving_no_empty_work(out):
+            work.mkdir(parents=True, exist_ok=True)
+            with FileLock(out / WORK / LOCK, timeout=0):
+                version = _finished(out, key)
+                reused = version is not None
+                if version is None:
+                    version = _make(service, checkpoint, out, work, config, base, runs, on_progress)
+                use_version(out, version)
+                shutil.rmtree(work, ignore_errors=True)
     except Timeout:
         finding = "another deploy is at work in this folder"
         raise CourseError(str(out), finding, "wait for it, or choose another --out") from None

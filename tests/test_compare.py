@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from pathlib import Path
 
@@ -10,6 +11,8 @@ from deploy_models import save_base
 from loopback import serving
 from own_engine import own_engine
 
+from course_lib import compare as compare_module
+from course_lib.cli import shipping
 from course_lib.compare import Row, compare, judged, read_prompts
 from course_lib.conversations import Message
 from course_lib.errors import CourseError
@@ -91,6 +94,38 @@ def test_two_models_differ_and_any_reward_may_judge(folders):
     assert seen[-1] == (two, 4, 4)
     judge = BatchReward(lambda problems, texts: [[Score(0, {}, ""), Score(1, {}, "")]] * 4)
     assert compare(one, two, PROBLEMS, reward=judge, max_tokens=2).win_rate_b == 1
+
+
+@pytest.mark.parametrize("spoil", ["folder", "root", "below a file", "forbidden"])
+def test_a_place_that_cannot_be_written_is_told_before_anybody_is_asked(
+    tmp_path, monkeypatch, spoil
+):
+    """All prompts were asked first, then `.dir.22755.tmp: Is a directory`, and the answers lost."""
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text('{"prompt": "What is 23 + 45?"}\n')
+    places = {"folder": tmp_path, "root": Path("/"), "below a file": prompts / "x" / "y"}
+    out = places.get(spoil, tmp_path / "n" / "x")
+    if spoil == "forbidden":  # also where root, who may write everywhere, runs the tests
+        monkeypatch.setattr(shipping.os, "access", lambda folder, mode: folder != tmp_path)
+    monkeypatch.setattr(compare_module, "compare", lambda *args, **kwargs: pytest.fail("asked"))
+    with pytest.raises(CourseError) as caught:
+        shipping.compare("one", "two", prompts, out=out)
+    assert str(caught.value).startswith(f"--out {out}: ")
+    assert not (tmp_path / "n").exists()
+
+
+def test_answers_that_cannot_be_written_name_the_file_that_was_asked_for(
+    folders, tmp_path, monkeypatch
+):
+    def full(path: Path, text: str) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text('{"prompt": "What is 23 + 45?"}\n')
+    monkeypatch.setattr("course_lib.checkpoints.write_whole", full)
+    one, two = map(str, folders)
+    with pytest.raises(CourseError, match=r"--out .*answers\.json: cannot be written \(No space"):
+        shipping.compare(one, two, prompts, max_tokens=2, out=tmp_path / "answers.json")
 
 
 def test_prompts_without_answers_are_shown_and_not_judged(folders):

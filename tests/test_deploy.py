@@ -21,6 +21,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from course_lib import deploy as deploy_module
+from course_lib.cli import main
 from course_lib.config import DeployConfig
 from course_lib.deploy import deploy
 from course_lib.errors import CourseError
@@ -186,7 +187,7 @@ def test_a_full_disk_is_said_before_the_merge_starts(tmp_path, service, monkeypa
 
     usage = merge.shutil.disk_usage(tmp_path)
     monkeypatch.setattr(merge.shutil, "disk_usage", lambda path: usage._replace(free=1000))
-    with pytest.raises(CourseError, match="GB are free"):
+    with pytest.raises(CourseError, match=r"needs 0\.\d MB and 0\.0 MB are free"):
         deploy(service, TRAINED, tmp_path / "sums")
 
 
@@ -194,6 +195,47 @@ def test_a_wrong_path_leaves_no_folder_behind(tmp_path, service):
     with pytest.raises(CourseError, match="is not a checkpoint path"):
         deploy(service, "runs/final", tmp_path / "sums")
     assert not (tmp_path / "sums").exists()
+
+
+@pytest.mark.parametrize("before", ["nothing", "a folder", "a version"])
+def test_a_checkpoint_that_is_not_there_is_one_sentence_and_leaves_no_folder_behind(
+    tmp_path, trained, monkeypatch, capsys, before
+):
+    """The SDK's "Error code: 400 - {...}" was shown, and an empty .work made `serve` say that a
+    deploy was begun here.
+    """
+    service, state, _ = trained
+    out = tmp_path / "deploys" / "sums"
+    if before == "a folder":
+        out.mkdir(parents=True)
+    elif before == "a version":
+        deploy(service, state, out, runs=tmp_path)
+    there = sorted(tmp_path.rglob("*"))
+    monkeypatch.setattr("course_lib.client.connect", lambda *args, **kwargs: service)
+    missing = ["--checkpoint", "tinker://x/weights/y", "--backend", "embedded"]
+    assert main(["deploy", *missing, "--out", str(out)]) == 1
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith("tinker://x/weights/y: the service answers: 'x' is not a training run")
+    assert "Error code" not in line and "{" not in line
+    assert sorted(tmp_path.rglob("*")) == there
+
+
+def test_a_deploy_that_fails_removes_nothing_of_another_at_work_nor_what_it_can_go_on_from(
+    tmp_path,
+):
+    work = tmp_path / ".work"
+    (work / "mine" / "files").mkdir(parents=True)
+    with (
+        FileLock(work / "lock"),
+        pytest.raises(ValueError),
+        versions.leaving_no_empty_work(tmp_path),
+    ):
+        raise ValueError
+    assert (work / "mine" / "files").exists()
+    (work / "mine" / "download.json").write_text("{}")
+    with pytest.raises(ValueError), versions.leaving_no_empty_work(tmp_path):
+        raise ValueError
+    assert [path.name for path in (work / "mine").iterdir()] == ["download.json"]
 
 
 def test_rollback_serves_the_version_before(tmp_path, service):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 from pathlib import Path
@@ -10,12 +11,21 @@ import pytest
 from deploy_models import save_adapter, save_base
 from download_double import FileServer, ServiceDouble
 from loopback import serving
+from safetensors import SafetensorError
 
 from course_lib.errors import CourseError
 from course_lib.export import download as download_module
+from course_lib.export import fetch as fetch_module
+from course_lib.export import files as files_module
 from course_lib.export import versions
 from course_lib.export.download import download_adapter
-from course_lib.export.files import safe_path
+from course_lib.export.files import (
+    safe_path,
+    sync_file,
+    sync_folder,
+    write_json,
+    write_tensors,
+)
 
 TRAINED = "tinker://run:train:0/weights/final"
 SAMPLER = "tinker://run:train:0/sampler_weights/final"
@@ -189,6 +199,60 @@ def test_a_file_name_cannot_leave_the_folder(tmp_path, service, name):
             download_adapter(service, path, tmp_path / "d")
 
 
+# --- a full disk ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def full_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever is written goes to /dev/full, where nothing ever fits."""
+    if not Path("/dev/full").exists():
+        pytest.skip("this system has no /dev/full")
+
+    def full(path: Path, mode: str):
+        return open("/dev/full", mode) if "r" not in mode else open(path, mode)
+
+    monkeypatch.setattr(fetch_module, "open", full, raising=False)
+    monkeypatch.setattr(files_module, "open", full, raising=False)
+
+
+def test_a_full_disk_names_the_file_that_does_not_fit(tmp_path, full_disk):
+    """`this machine: No space left on device`, said the command line."""
+    with pytest.raises(OSError) as caught:
+        write_json(tmp_path / "download.json", {})
+    assert (caught.value.errno, caught.value.filename) == (
+        errno.ENOSPC,
+        str(tmp_path / "download.json"),
+    )
+
+
+def test_a_full_disk_names_the_file_that_is_fetched(tmp_path, files, full_disk, monkeypatch):
+    monkeypatch.setattr(fetch_module, "write_atomic", lambda path, data: None)
+    with serving(files.app()) as url, pytest.raises(OSError) as caught:
+        fetch_module.fetch(f"{url}/files/adapter_model.safetensors", tmp_path / "adapter")
+    assert (caught.value.errno, caught.value.filename) == (errno.ENOSPC, str(tmp_path / "adapter"))
+
+
+def test_flushing_names_the_file_and_the_folder(tmp_path, monkeypatch):
+    def full(descriptor: int) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    (tmp_path / "x").write_text("x")
+    monkeypatch.setattr(files_module.os, "fsync", full)
+    for flush, path in ((sync_file, tmp_path / "x"), (sync_folder, tmp_path)):
+        with pytest.raises(OSError) as caught:
+            flush(path)
+        assert caught.value.filename == str(path)
+
+
+def test_tensors_that_do_not_fit_on_the_disk_are_one_sentence(tmp_path, monkeypatch):
+    def full(tensors: dict, path: Path, metadata: dict) -> None:
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("safetensors.torch.save_file", full)
+    with pytest.raises(CourseError, match=r"model\.safetensors: cannot be written \(I/O error"):
+        write_tensors(tmp_path / "model.safetensors", {})
+
+
 # --- versions ------------------------------------------------------------------------------------
 
 
@@ -235,6 +299,32 @@ def test_a_version_whose_files_changed_is_told(tmp_path):
     version = finished(tmp_path, out, "a")
     (version / "model" / "config.json").write_text("{}")
     with pytest.raises(CourseError, match="is not the file that was verified"):
+        versions.check_version(version)
+
+
+@pytest.mark.parametrize("held", ["[]", '"v1"', "null", "{"])
+def test_a_current_file_that_is_no_json_object_is_told_with_what_to_do(tmp_path, held):
+    """`AttributeError: 'list' object has no attribute 'get'`, said serve and rollback."""
+    out = tmp_path / "out"
+    out.mkdir()
+    finished(tmp_path, out, "a")
+    (out / "current.json").write_text(held)
+    for use in (versions.current_version, versions.rollback):
+        with pytest.raises(
+            CourseError, match=r"current\.json: not .* or run posttrain deploy again"
+        ):
+            use(out)
+
+
+def test_a_record_that_is_no_json_object_is_told_with_what_to_do(tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    version = finished(tmp_path, out, "a")
+    (version / "deploy.json").write_text("[]")
+    words = r"deploy\.json: not a JSON object.*or delete .*v1 and run posttrain deploy again"
+    with pytest.raises(CourseError, match=words):
+        versions.find_version(out, "a")
+    with pytest.raises(CourseError, match=words):
         versions.check_version(version)
 
 

@@ -59,6 +59,17 @@ def test_weights_that_need_unpickling_are_refused(folder):
         BaseModel.load(str(folder), "course/base")
 
 
+def test_a_damaged_weight_file_is_told_in_one_line(folder):
+    """SafetensorError is no OSError: a traceback came out."""
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(CourseError) as caught:
+        BaseModel.load(str(folder), "course/base")
+    assert str(caught.value).startswith(f"{folder}: the weights cannot be read (Error while")
+    assert str(caught.value).endswith("; the file is damaged: make or fetch the model again")
+    assert "\n" not in str(caught.value)
+
+
 def test_a_folder_that_lacks_something_is_told_what(tmp_path):
     """transformers said "expected str, bytes or os.PathLike object, not NoneType"."""
     with pytest.raises(CourseError, match=r"the folder holds no config\.json; give a folder with"):

@@ -366,6 +366,63 @@ def test_health_answers_while_the_model_loads_and_ready_does_not(folder, monkeyp
         assert answer.status_code == 200
 
 
+def reason_not_ready(source: Path) -> str:
+    """What /ready says once loading has ended without a model."""
+    with serving(create_app(source, KEY)) as url:
+        deadline = time.monotonic() + 30
+        while True:
+            answer = httpx.get(f"{url}/ready")
+            assert answer.status_code == 503 and time.monotonic() < deadline
+            if (message := answer.json()["error"]["message"]) != "loading":
+                return message
+            time.sleep(0.05)
+
+
+@pytest.fixture
+def damaged(folder, tmp_path) -> Path:
+    shutil.copytree(folder, tmp_path / "damaged")
+    weights = tmp_path / "damaged" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    return tmp_path / "damaged"
+
+
+def test_weights_that_cannot_be_read_are_the_reason_why_it_is_not_ready(damaged):
+    """It said "loading" for ever."""
+    message = reason_not_ready(damaged)
+    start = f"the model cannot be loaded: {damaged}: the weights cannot be read"
+    assert message.startswith(start)
+
+
+def test_whatever_else_keeps_the_model_from_loading_is_told_too(folder, monkeypatch, caplog):
+    def broken(source):
+        raise RuntimeError("out of luck\nand more")
+
+    monkeypatch.setattr(ServedModel, "load", broken)
+    message = reason_not_ready(folder)
+    assert f"{folder}: loading failed (RuntimeError: out of luck); see" in message
+    assert "Traceback" in caplog.text
+
+
+def test_a_server_that_could_not_load_stays_up_and_then_ends_with_the_reason(damaged):
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    process = subprocess.Popen(
+        [sys.executable, "-c", SERVER, str(damaged)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=environment,
+        text=True,
+    )
+    try:
+        url = process.stdout.readline().strip().removeprefix("OPENAI_BASE_URL=")
+        said = process.stderr.readline()
+        assert "the weights cannot be read" in said
+        assert httpx.get(f"{url.removesuffix('/v1')}/health").status_code == 200
+        process.send_signal(signal.SIGINT)
+        assert "CourseError" in process.communicate(timeout=30)[1] and process.returncode == 1
+    finally:
+        process.kill()
+
+
 SERVER = """
 import sys
 from course_lib.serve import serve
@@ -468,3 +525,28 @@ def test_a_stop_text_is_found_wherever_the_pieces_are_cut(text, stops):
     begins = [b for e, b in ends if e == first_end]
     assert shown == (text[: min(begins)] if ends else text)
     assert finder.found == bool(ends)
+
+
+def test_a_request_that_breaks_decoding_between_two_looks_does_not_end_the_thread(folder: Path):
+    served = ServedModel.load(folder)
+    step, tried = served._sampler.step, []
+
+    def step_and_then_one_more_comes() -> bool:
+        if len(tried) == 1:
+            tried.append(None)
+            raise RuntimeError("the request that came in between breaks")
+        more = step()
+        if not more and not tried:
+            tried.append(served.submit(SampleRequest(np.array([1, 2]), max_tokens=2)))
+        return more
+
+    served._sampler.step = step_and_then_one_more_comes
+    first = served.submit(SampleRequest(np.array([1, 2]), max_tokens=2))
+    assert first.result(30).sequences
+    deadline = time.monotonic() + 30
+    while len(tried) < 2 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    last = served.submit(SampleRequest(np.array([1, 2]), max_tokens=2))
+    assert last.result(30).sequences
+    assert served._thread.is_alive()
+    served.stop()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -10,8 +11,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from course_lib.cli.options import Backend, Config, Model, Overrides, Store, Yes
+from course_lib.errors import CourseError
 
 if TYPE_CHECKING:
+    from course_lib.compare import Comparison
     from course_lib.deploy import DeployResult
     from course_lib.export.hub import UploadPlan
 
@@ -100,13 +103,14 @@ def compare(
     \b
     posttrain compare base deploys/posttrain --prompts data/heldout.jsonl
     """
-    from course_lib.checkpoints import write_whole
     from course_lib.cli.bars import Bars
     from course_lib.cli.tables import print_comparison
     from course_lib.client import connect
     from course_lib.compare import compare as run
     from course_lib.compare import read_prompts
 
+    if out:
+        _check_place(out)
     problems = read_prompts(prompts)
     asked = [name for name in (a, b) if name == "base" or name.startswith("tinker://")]
     service = connect(backend, model=model, store=store, confirm=yes) if asked else None
@@ -116,7 +120,7 @@ def compare(
         )
     print_comparison(found)
     if out:
-        write_whole(out, json.dumps(found.as_dict(), indent=2) + "\n")
+        _write_answers(out, found)
 
 
 def rollback(folder: Folder) -> None:
@@ -130,6 +134,30 @@ def rollback(folder: Folder) -> None:
     from course_lib.export.versions import rollback as go_back
 
     print(f"current version: {go_back(folder)}")
+
+
+def _check_place(out: Path) -> None:
+    """Raises CourseError if no file can come to be at `out`; nothing is made or changed there."""
+    there = next((folder for folder in out.absolute().parents if folder.exists()), out)
+    if out.is_dir():
+        finding = "is a folder"
+    elif not there.is_dir():
+        finding = f"cannot be written, because {there} is a file"
+    elif not os.access(there, os.W_OK | os.X_OK):
+        finding = f"cannot be written, because nothing may be written in {there}"
+    else:
+        return
+    raise CourseError(f"--out {out}", finding, "give the name of a file to write")
+
+
+def _write_answers(out: Path, found: Comparison) -> None:
+    from course_lib.checkpoints import write_whole
+
+    try:
+        write_whole(out, json.dumps(found.as_dict(), indent=2) + "\n")
+    except OSError as error:
+        finding = f"cannot be written ({error.strerror})"
+        raise CourseError(f"--out {out}", finding, "give another file") from None
 
 
 def _print_result(result: DeployResult, out: Path) -> None:

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 
+from course_lib.checkpoints import one_line
 from course_lib.errors import CourseError
 from course_lib.export.fetch import BrokenOff, fetch
 from course_lib.export.files import list_files, read_json, safe_path, sha256_file, write_json
@@ -110,9 +111,8 @@ def ask(call: Callable[..., Any], *args: Any, place: str, **kwargs: Any) -> Any:
     try:
         return call(*args, **kwargs).result(timeout=ANSWER_S)
     except (tinker.TinkerError, ValueError) as error:
-        said = " ".join(str(error).split())[:300] or type(error).__name__
         remedy = "check the path, whose key you use, and the --store that it was saved in"
-        raise CourseError(place, f"the service answers: {said}", remedy) from None
+        raise CourseError(place, f"the service answers: {one_line(error)}", remedy) from None
     except TimeoutError:
         raise CourseError(place, f"no answer in {ANSWER_S} s", "run it again, it goes on") from None
 

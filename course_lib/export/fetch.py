@@ -13,6 +13,7 @@ from pathlib import Path
 
 import httpx
 
+from course_lib.errors import naming
 from course_lib.export.files import sha256_file, sync_file, write_atomic
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -52,7 +53,7 @@ def fetch(url: str, path: Path, on_bytes: Callable[[int, int], None] | None = No
         if not have:
             part.unlink(missing_ok=True)  # before its new tag: the two never disagree
             write_atomic(tag_file, _strong_tag(response).encode())
-        with open(part, "ab") as file:
+        with naming(path), open(part, "ab") as file:
             for piece in response.iter_bytes():  # as it arrives: a larger unit would be lost
                 file.write(piece)
                 file.flush()

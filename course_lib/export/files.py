@@ -10,9 +10,12 @@ import hashlib
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from course_lib.errors import CourseError
+from course_lib.errors import CourseError, naming
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 CHUNK_BYTES = 1 << 20
 
@@ -20,7 +23,7 @@ CHUNK_BYTES = 1 << 20
 def write_atomic(path: Path, data: bytes) -> None:
     """Replace `path` by a file holding `data`."""
     temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "wb") as file:
+    with naming(path), open(temporary, "wb") as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
@@ -33,23 +36,40 @@ def write_json(path: Path, value: Any) -> None:
     write_atomic(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
 
 
-def read_json(path: Path) -> Any:
-    """The JSON in `path`; a CourseError names a file that is missing or is not JSON."""
+def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Replace `path` by a safetensors file."""
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    temporary = path.with_name(path.name + ".tmp")
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        save_file(tensors, temporary, metadata={"format": "pt"})
+    except SafetensorError as error:
+        remedy = "free what it needs, or choose another place"
+        raise CourseError(str(path), f"cannot be written ({error})", remedy) from None
+    sync_file(temporary)
+    temporary.replace(path)
+
+
+def read_json(path: Path, remedy: str = "restore the file or make it again") -> dict[str, Any]:
+    """The JSON object in `path`; a CourseError names a file that is missing or holds none."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise CourseError(str(path), "there is no such file", "check the folder's name") from None
     except ValueError as error:
-        raise CourseError(
-            str(path), f"not JSON ({error})", "restore the file or make it again"
-        ) from None
+        raise CourseError(str(path), f"not JSON ({error})", remedy) from None
+    if not isinstance(value, dict):
+        raise CourseError(str(path), "not a JSON object, {...}", remedy)
+    return value
 
 
 def sync_file(path: Path) -> None:
     """Flush a file that a library wrote to the disk."""
     descriptor = os.open(path, os.O_RDWR)
     try:
-        os.fsync(descriptor)
+        with naming(path):
+            os.fsync(descriptor)
     finally:
         os.close(descriptor)
 
@@ -60,7 +80,8 @@ def sync_folder(folder: Path) -> None:
         return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        with naming(folder):
+            os.fsync(descriptor)
     finally:
         os.close(descriptor)
 

@@ -21,12 +21,17 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 
 from course_lib.errors import CourseError
 from course_lib.export.adapter import CONFIG, WEIGHTS, AdapterFolder, LoraPair
 from course_lib.export.base import WEIGHT_INDEX, BaseFolder, TensorPlace
-from course_lib.export.files import read_json, sha256_file, sync_file, write_atomic, write_json
+from course_lib.export.files import (
+    read_json,
+    sha256_file,
+    write_atomic,
+    write_json,
+    write_tensors,
+)
 
 SHARD_BYTES = 1 << 30
 HEAD = "lm_head.weight"
@@ -136,10 +141,7 @@ def _write_shard(
         if tensor.pair is not None:
             value = (value.float() + lora_delta(tensor.pair, adapter)).to(value.dtype)
         tensors[tensor.name] = value.contiguous()
-    temporary = path.with_name(path.name + ".tmp")
-    save_file(tensors, temporary, metadata={"format": "pt"})
-    sync_file(temporary)
-    temporary.replace(path)
+    write_tensors(path, tensors)
 
 
 def fingerprint(base: BaseFolder) -> dict[str, list[int]]:
@@ -199,6 +201,6 @@ def check_disk(out: Path, base: BaseFolder) -> None:
     if free < need:
         raise CourseError(
             str(out),
-            f"the merged model needs {need / 1e9:.1f} GB and {free / 1e9:.1f} GB are free",
+            f"the merged model needs {need / 1e6:,.1f} MB and {free / 1e6:,.1f} MB are free",
             "free some space",
         )

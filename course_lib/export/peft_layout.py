@@ -6,21 +6,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 
 from course_lib.export.adapter import CONFIG, PREFIX, WEIGHTS, AdapterFolder, read_adapter
 from course_lib.export.base import BaseFolder
-from course_lib.export.files import sync_file, write_json
+from course_lib.export.files import write_json, write_tensors
 
 
 def to_peft(source: str | Path, base: BaseFolder, out: str | Path, base_name: str) -> AdapterFolder:
     """Write the adapter in `source` to `out` in PEFT's layout, naming `base_name` as its base."""
     adapter, out = read_adapter(source, base), Path(out)
     out.mkdir(parents=True, exist_ok=True)
-    temporary = out / f"{WEIGHTS}.tmp"
-    save_file(_tensors(adapter), temporary, metadata={"format": "pt"})
-    sync_file(temporary)
-    temporary.replace(out / WEIGHTS)
+    write_tensors(out / WEIGHTS, _tensors(adapter))
     write_json(out / CONFIG, _config(adapter, base, base_name))
     return read_adapter(out, base)
 

@@ -11,8 +11,12 @@ DIR/.work/           what a stopped deploy goes on from; nobody serves from it
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from course_lib.errors import CourseError
 from course_lib.export.files import (
@@ -24,7 +28,7 @@ from course_lib.export.files import (
     write_json,
 )
 
-CURRENT, RECORD, WORK = "current.json", "deploy.json", ".work"
+CURRENT, RECORD, WORK, LOCK = "current.json", "deploy.json", ".work", "lock"
 
 
 def finish_version(build: Path, version: Path, record: dict[str, Any]) -> Path:
@@ -49,13 +53,14 @@ def next_version(out: Path) -> Path:
 
 def read_record(version: Path) -> dict[str, Any]:
     """A finished version's deploy.json."""
-    return read_json(version / RECORD)
+    remedy = f"restore the file, or delete {version} and run posttrain deploy again"
+    return read_json(version / RECORD, remedy)
 
 
 def find_version(out: Path, key: str) -> Path | None:
     """The finished version that was made from the inputs named `key`, if there is one."""
     for number in sorted(_numbers(out), reverse=True):
-        if read_json(out / f"v{number}" / RECORD).get("key") == key:
+        if read_record(out / f"v{number}").get("key") == key:
             return out / f"v{number}"
     return None
 
@@ -70,7 +75,8 @@ def current_version(out: str | Path) -> Path:
             else "nothing is deployed here"
         )
         raise CourseError(str(out), finding, "run posttrain deploy --out with this folder")
-    version = out / str(read_json(out / CURRENT).get("version"))
+    remedy = 'write {"version": "v1"} into it (or the one to serve), or run posttrain deploy again'
+    version = out / str(read_json(out / CURRENT, remedy).get("version"))
     if version.parent != out or not (version / RECORD).exists():
         raise CourseError(
             str(out / CURRENT),
@@ -78,6 +84,22 @@ def current_version(out: str | Path) -> Path:
             "run posttrain deploy again",
         )
     return version
+
+
+@contextmanager
+def leaving_no_empty_work(out: Path) -> Iterator[None]:
+    """A deploy that fails before it has a file leaves no folder that was not there before."""
+    work = out / WORK
+    made = [folder for folder in (work, out, *out.parents) if not folder.exists()]
+    try:
+        yield
+    except BaseException:
+        if work.is_dir():
+            _remove_empty(work, also_lock=work in made)
+        with suppress(OSError):  # the first that holds something keeps those above it
+            for folder in made:
+                folder.rmdir()
+        raise
 
 
 def use_version(out: Path, version: Path) -> None:
@@ -116,13 +138,23 @@ def model_folder(path: str | Path) -> Path:
 def check_version(version: str | Path) -> None:
     """Raise CourseError when a finished version's files are no longer those that were verified."""
     version = Path(version)
-    for name, digest in read_json(version / RECORD)["files"].items():
+    for name, digest in read_record(version)["files"].items():
         if not (version / name).exists() or sha256_file(version / name) != digest:
             raise CourseError(
                 str(version / name),
                 "is not the file that was verified",
                 "run posttrain deploy again",
             )
+
+
+def _remove_empty(work: Path, *, also_lock: bool) -> None:
+    """Remove the empty folders below `work`, unless a deploy is at work there."""
+    with suppress(OSError, Timeout), FileLock(work / LOCK, timeout=0):
+        for folder in sorted((path for path in work.rglob("*") if path.is_dir()), reverse=True):
+            if not any(folder.iterdir()):
+                folder.rmdir()
+        if also_lock and [path.name for path in work.iterdir()] == [LOCK]:
+            (work / LOCK).unlink()
 
 
 def _numbers(out: Path) -> list[int]:

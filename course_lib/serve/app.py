@@ -1,7 +1,8 @@
 """Which URL? The routes, who may call them, and how large a call may be.
 
     GET  /health                 200 while the process lives
-    GET  /ready                  200 when the model answers, 503 while it loads
+    GET  /ready                  200 when the model answers; 503 while it loads, and for good,
+                                 with the reason, if it cannot be loaded
     GET  /v1/models              what is served
     POST /v1/chat/completions    the model's own chat template
     POST /v1/completions         plain text
@@ -28,6 +29,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
+from course_lib.engine.model import first_line
 from course_lib.errors import CourseError
 from course_lib.serve.decoder import ServedModel
 from course_lib.serve.generate import Piece, collect, generate
@@ -45,7 +47,7 @@ class Served:
     def __init__(self, source: str | Path | ServedModel, limits: ServeLimits) -> None:
         self.source, self.limits = source, limits
         self.model: ServedModel | None = None
-        self.failed: BaseException | None = None
+        self.failed: CourseError | None = None
         self.in_flight = 0
         if isinstance(source, ServedModel):
             self.use(source)
@@ -56,13 +58,21 @@ class Served:
         self.model = model
 
     async def load(self) -> None:
-        """Read the model in a thread, so that /health answers meanwhile."""
+        """Read the model in a thread, so that /health answers meanwhile.
+
+        Whatever goes wrong is kept for /ready: nobody else waits for this task.
+        """
         assert not isinstance(self.source, ServedModel), "it is loaded already"
         try:
             self.use(await asyncio.to_thread(ServedModel.load, self.source))
         except CourseError as error:
             self.failed = error
             log.error("%s", error)
+        except Exception as error:
+            finding = f"loading failed ({type(error).__name__}: {first_line(error)})"
+            remedy = "see the traceback on the server's stderr"
+            self.failed = CourseError(str(self.source), finding, remedy)
+            log.exception("%s", self.failed)
 
     def ready(self) -> ServedModel:
         if self.model is None:

@@ -12,7 +12,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 from course_lib.engine.server import bind, raise_file_limit, url_host
-from course_lib.errors import CourseError
 from course_lib.export.versions import model_folder
 from course_lib.serve.app import create_app
 from course_lib.serve.decoder import model_name
@@ -31,6 +30,7 @@ def serve(
 ) -> None:
     """Serve a deploy folder's current model until Ctrl-C or SIGTERM.
 
+    Where the model cannot be loaded, /ready says why until then; after Ctrl-C it is raised.
     The key is `key`, else POSTTRAIN_API_KEY, else a new one, which is printed.
     """
     import uvicorn
@@ -53,5 +53,5 @@ def serve(
     with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises it again once all is finished
         uvicorn.Server(config).run(sockets=[listener])
     failed = app.state.served.failed
-    if isinstance(failed, CourseError):
+    if failed:
         raise failed

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import CancelledError, Future
 from pathlib import Path
 
 import httpx
@@ -529,11 +530,11 @@ def test_a_stop_text_is_found_wherever_the_pieces_are_cut(text, stops):
 
 def test_a_request_that_breaks_decoding_between_two_looks_does_not_end_the_thread(folder: Path):
     served = ServedModel.load(folder)
-    step, tried = served._sampler.step, []
+    step, tried = served._sampler.step, list[Future]()
 
     def step_and_then_one_more_comes() -> bool:
         if len(tried) == 1:
-            tried.append(None)
+            tried.append(Future())
             raise RuntimeError("the request that came in between breaks")
         more = step()
         if not more and not tried:
@@ -544,8 +545,10 @@ def test_a_request_that_breaks_decoding_between_two_looks_does_not_end_the_threa
     first = served.submit(SampleRequest(np.array([1, 2]), max_tokens=2))
     assert first.result(30).sequences
     deadline = time.monotonic() + 30
-    while len(tried) < 2 and time.monotonic() < deadline:
+    while not tried and time.monotonic() < deadline:
         time.sleep(0.01)
+    with pytest.raises(CancelledError):
+        tried[0].result(30)
     last = served.submit(SampleRequest(np.array([1, 2]), max_tokens=2))
     assert last.result(30).sequences
     assert served._thread.is_alive()

@@ -502,6 +502,19 @@ def test_one_request_leaves_room_for_another(deterministic):
     assert [s.tokens for s in first.result(0).sequences] == [s.tokens for s in alone.sequences]
 
 
+def test_after_a_failure_no_request_is_left_behind():
+    base = tiny_base()
+    sampler = Sampler(base, max_rows=8, deterministic=True)  # the second finds no room
+    weights = base.sampler_weights(None)
+    request = SampleRequest(random_tokens(6), 8, max_tokens=60, seed=0, stop=[])
+    futures = [sampler.submit(request, weights) for _ in range(3)]
+    sampler._forward = None
+    with pytest.raises(AttributeError):
+        sampler.step()
+    sampler.reset()
+    assert all(future.cancelled() for future in futures)
+
+
 def test_tokens_are_told_as_they_come():
     base = tiny_base()
     seen: list[tuple[int, int, float]] = []

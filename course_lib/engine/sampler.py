@@ -147,38 +147,47 @@ class Sampler:
     def _admit(self) -> bool:
         """Move waiting rows into batches, oldest first, as far as rows and prompt tokens allow. Did
         any move?"""
-        admitted = False
         room = self.max_rows - sum(
             len(batch.rows) - batch.ended for batch in self._batches.values()
         )
-        share = max(1, int(SHARE * self.max_rows))
         held_back: list[Job] = []  # they have their share, or find no room: others may pass
-        while self._waiting and room > 0:
-            group: list[tuple[Job, list[Row]]] = []  # prompts to compute together
-            longest = 0  # of them
-            while self._waiting and self._joins(self._waiting[0], group, longest):
-                job = self._waiting.popleft()
-                # Deterministic: how a request is cut must not depend on the others.
-                rows = job.next_rows(room, share, whole=self.deterministic)
-                if not rows:
-                    held_back.append(job)
-                    if self.deterministic:  # in order, or a large one would never find room
-                        room = 0
-                        break
-                    continue
+        admitted = False
+        try:
+            while self._waiting and room > 0:
+                group, room = self._next_group(room, held_back)
+                if group:
+                    self._prefill(group)
+                    admitted = True
+        finally:
+            self._waiting.extendleft(reversed(held_back))
+        return admitted
+
+    def _next_group(
+        self, room: int, held_back: list[Job]
+    ) -> tuple[list[tuple[Job, list[Row]]], int]:
+        """Prompts to compute together, with the rows that draw from each; and the room left then.
+
+        Deterministic: how a request is cut must not depend on the others, and all go in order, or a
+        large one would never find room.
+        """
+        share = max(1, int(SHARE * self.max_rows))
+        group: list[tuple[Job, list[Row]]] = []
+        longest = 0  # of the prompts
+        while self._waiting and self._joins(self._waiting[0], group, longest):
+            job = self._waiting.popleft()
+            rows = job.next_rows(room, share, whole=self.deterministic)
+            job.admitted += len(rows)
+            if job.admitted < len(job.rows):
+                held_back.append(job)
+            if rows:
                 group.append((job, rows))
                 longest = max(longest, len(job.request.prompt))
                 room -= len(rows)
-                job.admitted += len(rows)
-                if job.admitted < len(job.rows):
-                    held_back.append(job)
                 if job not in self._running:
                     self._running.append(job)
-            if group:
-                self._prefill(group)
-                admitted = True
-        self._waiting.extendleft(reversed(held_back))
-        return admitted
+            elif self.deterministic:
+                return group, 0
+        return group, room
 
     def _joins(self, job: Job, group: list[tuple[Job, list[Row]]], longest: int) -> bool:
         """May this request's prompt be computed together with the group's, of at most `longest`

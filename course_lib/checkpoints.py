@@ -73,7 +73,7 @@ class CheckpointLog:
             try:
                 found.append(_checkpoint(json.loads(line)))
             except (ValueError, TypeError):
-                if not WHOLE.startswith(line[: len(WHOLE)]) or line.endswith("}"):
+                if not _is_torn(line):
                     remedy = "mend the line, or delete it and lose that checkpoint"
                     place = f"{self.path}:{number}"
                     raise CourseError(place, "is no checkpoint", remedy) from None
@@ -162,6 +162,11 @@ def _checkpoint(values: Any) -> Checkpoint:
     if type(checkpoint.step) is not int:
         raise TypeError("step is a whole number")
     return checkpoint
+
+
+def _is_torn(line: str) -> bool:
+    """Is it the beginning of a line that `append` writes?"""
+    return WHOLE.startswith(line[: len(WHOLE)]) and not line.endswith("}")
 
 
 def _ends_torn(path: Path) -> bool:

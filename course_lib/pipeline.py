@@ -233,8 +233,9 @@ def saved_config(out: Path) -> RunConfig:
     file = out / "config.json"
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
-        assert isinstance(values, dict)
-    except (OSError, ValueError, AssertionError):
+        if not isinstance(values, dict):
+            raise ValueError("no object")
+    except (OSError, ValueError):
         raise CourseError(str(out), "holds no run", "give the folder of a stopped run") from None
     return config_from_dict(values, str(file))
 

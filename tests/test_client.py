@@ -194,14 +194,20 @@ def test_a_server_that_never_answers_is_said_within_ten_seconds(monkeypatch: pyt
     assert service_module.probe.__module__ == "course_lib.client.probe"
 
 
-def test_somebody_elses_server_is_said(monkeypatch: pytest.MonkeyPatch):
+def check_that_it_is_no_tinker(monkeypatch: pytest.MonkeyPatch, kind: str, body: str) -> None:
+    """Of a server that answers everything so, that is said."""
     from http.server import BaseHTTPRequestHandler, HTTPServer
 
     class Other(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
+        def do_GET(self) -> None:
             self.send_response(200)
-            self.send_header("content-type", "text/html")
+            self.send_header("content-type", kind)
             self.end_headers()
+            self.wfile.write(body.encode())
+
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["content-length"]))
+            self.do_GET()
 
         def log_message(self, *args: object) -> None: ...
 
@@ -211,6 +217,10 @@ def test_somebody_elses_server_is_said(monkeypatch: pytest.MonkeyPatch):
     with pytest.raises(CourseError, match="not as a Tinker server"):
         connect(f"http://127.0.0.1:{other.server_port}")
     other.shutdown()
+
+
+def test_somebody_elses_server_is_said(monkeypatch: pytest.MonkeyPatch):
+    check_that_it_is_no_tinker(monkeypatch, "text/html", "")
 
 
 def test_a_server_by_url_is_used_with_its_models(
@@ -408,24 +418,4 @@ def test_probe_of_a_json_server_that_is_not_tinker_is_said(
     body: str, monkeypatch: pytest.MonkeyPatch
 ):
     """It answered, and we said "no Tinker server can be reached there ('supported_models')"."""
-    from http.server import BaseHTTPRequestHandler, HTTPServer
-
-    class Other(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_response(200)
-            self.send_header("content-type", "application/json")
-            self.end_headers()
-            self.wfile.write(body.encode())
-
-        def do_POST(self) -> None:
-            self.rfile.read(int(self.headers["content-length"]))
-            self.do_GET()
-
-        def log_message(self, *args: object) -> None: ...
-
-    monkeypatch.setenv("TINKER_API_KEY", "tml-x")
-    other = HTTPServer(("127.0.0.1", 0), Other)
-    threading.Thread(target=other.serve_forever, daemon=True).start()
-    with pytest.raises(CourseError, match="not as a Tinker server"):
-        connect(f"http://127.0.0.1:{other.server_port}")
-    other.shutdown()
+    check_that_it_is_no_tinker(monkeypatch, "application/json", body)

@@ -77,11 +77,11 @@ class RunOptions:
             "backend": self.backend,
             "store": self.store,
         }
-        given = [f"{name}={value}" for name, value in named.items() if value is not None]
+        given = {name: value for name, value in named.items() if value is not None}
         if self.resume is None:
-            return load_config(self.config, [*(self.overrides or []), *given])
-        named.pop("store")
-        if any(value is not None for value in named.values()) or self.config or self.overrides:
+            spelled = [f"{name}={value}" for name, value in given.items()]
+            return load_config(self.config, [*(self.overrides or []), *spelled])
+        if given.keys() - {"store"} or self.config or self.overrides:
             finding = "a stopped run goes on with its own settings, and others were given"
             remedy = f"write only --resume {self.resume}, and --store if that has moved"
             raise CourseError("--resume", finding, remedy)

@@ -16,14 +16,14 @@ import typer
 from course_lib.cli.options import RunOptions, with_run_options
 from course_lib.errors import CourseError
 
-LOCK = ".lock"
-BEFORE_THE_FIRST_STEP = {LOCK, "config.json", "command.json"}
-
 if TYPE_CHECKING:
     from course_lib.checkpoints import StepHook
     from course_lib.client import CourseService
     from course_lib.config import RunConfig
     from course_lib.run_data import RunData
+
+LOCK = ".lock"
+BEFORE_THE_FIRST_STEP = {LOCK, "config.json", "command.json"}
 
 
 @with_run_options

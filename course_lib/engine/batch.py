@@ -19,7 +19,7 @@ from course_lib.engine.answers import answer, reply_for, tried
 from course_lib.engine.futures import FutureTable, Pending
 from course_lib.engine.limits import Limits
 from course_lib.engine.requests import RequestError, SampleRequest, SampleResult
-from course_lib.engine.sampler import SHARE
+from course_lib.engine.sampler import share_of
 from course_lib.engine.trace import Trace
 from course_lib.engine.wire import Reply, failure_reply
 
@@ -112,7 +112,7 @@ class SampleQueue:
     def _admit(self) -> None:
         """Let waiting calls join the batch, one per learner in turn, while there is room."""
         # One call takes its share of the rows at a time, however many samples it asks for.
-        share = max(1, int(SHARE * self._limits.active_sequences))
+        share = share_of(self._limits.active_sequences)
         room = self._limits.active_sequences - sum(
             min(job.request.num_samples, share) for job in self._decoding
         )

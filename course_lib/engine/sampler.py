@@ -29,7 +29,6 @@ from course_lib.engine.randomness import random_bits
 from course_lib.engine.requests import RequestError, SampleRequest, SampleResult
 from course_lib.engine.validation import check_sample
 
-SHARE = 3 / 4  # of the rows, at most, for one request: others find room beside it
 KEPT_FOLDED = 2  # folded weights kept for the next request, beside those in use
 STEPS_TO_LOOK = 8  # after so many it is asked who has given up
 
@@ -170,7 +169,7 @@ class Sampler:
         Deterministic: how a request is cut must not depend on the others, and all go in order, or a
         large one would never find room.
         """
-        share = max(1, int(SHARE * self.max_rows))
+        share = share_of(self.max_rows)
         group: list[tuple[Job, list[Row]]] = []
         longest = 0  # of the prompts
         while self._waiting and self._joins(self._waiting[0], group, longest):
@@ -228,6 +227,11 @@ class Sampler:
             self._folded[weights] = self._forward.prepare(weights.state)
         self._folded.move_to_end(weights)
         return self._folded[weights]
+
+
+def share_of(rows: int) -> int:
+    """As many of the rows as one request may have at a time: others find room beside it."""
+    return max(1, rows * 3 // 4)
 
 
 def stop_rule(

@@ -2,69 +2,45 @@
 
     python data/experiments/forgetting.py              # 32 to 42 seconds a seed on two cores
 
-Lesson 08's training run from five SFT models, alone, half as long, and with a KL penalty. Each of
-60 questions about people of the village is answered four times at temperature 1, and no reward asks
-for any of them; each of 120 held-out sums, which GRPO is rewarded for, as often. Writes
-data/results/forgetting.json.
+Lesson 08's training run, with the settings and the village of its cells, from five SFT models:
+alone, half as long, and with a KL penalty. Each of 60 questions about people of the village is
+answered four times at temperature 1, and no reward asks for any of them; each of 120 held-out sums,
+which GRPO is rewarded for, as often. Writes data/results/forgetting.json.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import random
 import tempfile
 import time
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
+
+from common import RESULTS, Lesson, seeds_parser
 
 from course_lib.checkpoints import write_whole
 from course_lib.client import connect
 from course_lib.comparison import compare
 from course_lib.config import preset
-from course_lib.conversations import Message
-from course_lib.environments import Environment, Problem, sums_environment
+from course_lib.environments import sums_environment
 from course_lib.evaluation import evaluate
 from course_lib.grpo import train_grpo
 from course_lib.lessons import quick_sft
-from course_lib.rewards import Score
-from course_lib.world import fact_question
 
-RESULTS = Path(__file__).parent.parent / "results"
 COMMAND = "python data/experiments/forgetting.py"
-QUESTIONS, PROBLEMS, SAMPLES, MAX_TOKENS = 60, 120, 4, 40
-GRPO = replace(
-    preset("tiny").rl,
-    steps=15,
-    prompts_per_step=8,
-    save_every=0,
-    learning_rate=1e-3,
-    max_tokens=MAX_TOKENS,
-)
+LESSON = Lesson("08_evaluate", {"preset": lambda: preset("tiny"), "random": random})
+LESSON.run("settings")
+LESSON.run("village-environment")
+PROBLEMS, SAMPLES, MAX_TOKENS = (LESSON.names[n] for n in ("PROBLEMS", "SAMPLES", "MAX_TOKENS"))
+GRPO, VILLAGE = LESSON.names["rl_config"], LESSON.names["village"]
+QUESTIONS = 60  # about the village, as there
 RUNS = {
     "GRPO": GRPO,
     "GRPO, 7 steps": replace(GRPO, steps=7),
     **{f"GRPO, KL penalty {beta}": replace(GRPO, kl_penalty=beta) for beta in (0.1, 0.3, 1)},
 }
 SUMS = sums_environment()
-
-
-def facts(count: int, seed: int) -> list[Problem]:
-    """Questions about people, each with the word that a true answer holds."""
-    rng, problems = random.Random(seed), {}
-    while len(problems) < count:
-        villager, fact, question = fact_question(rng)
-        answer = getattr(villager, fact)
-        problems[question] = Problem((Message("user", question),), answer, "fact", question)
-    return list(problems.values())
-
-
-def states_fact(problem: Problem, text: str) -> Score:
-    return Score(float(problem.answer in text), {}, "the word is there or not")
-
-
-VILLAGE = Environment("village", facts, facts, states_fact)
 
 
 def run_seed(service: Any, seed: int) -> dict[str, Any]:
@@ -101,12 +77,7 @@ def run_seed(service: Any, seed: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
-    parser.add_argument("--out", type=Path, default=RESULTS / "forgetting.json")
-    args = parser.parse_args()
+    args = seeds_parser(__doc__, RESULTS / "forgetting.json").parse_args()
     rows = []
     with tempfile.TemporaryDirectory() as store:
         service = connect("embedded", store=store, quiet=True)

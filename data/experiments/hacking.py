@@ -10,13 +10,14 @@ quality is `village_quality`, a rule that pays neither. Writes data/results/hack
 
 from __future__ import annotations
 
-import argparse
 import json
 import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+from common import RESULTS, seeds_parser
 
 from course_lib.checkpoints import training_client_from, write_whole
 from course_lib.client import connect
@@ -28,7 +29,6 @@ from course_lib.pipeline import run_sft
 from course_lib.rewards import Problem, Score, reward_from_name
 from course_lib.world.village import POLITE_CLOSINGS, POLITE_OPENINGS
 
-RESULTS = Path(__file__).parent.parent / "results"
 COMMAND = "python data/experiments/hacking.py"
 VILLAGE = village_environment()
 PROXY = "0.5*length+0.5*polite"
@@ -70,11 +70,7 @@ def run_arm(service: Any, start: Any, reward: Any, seed: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
-    parser.add_argument("--out", type=Path, default=RESULTS / "hacking.json")
+    parser = seeds_parser(__doc__, RESULTS / "hacking.json")
     args = parser.parse_args()
     rows = []
     with tempfile.TemporaryDirectory() as folder:

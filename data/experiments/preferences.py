@@ -11,7 +11,6 @@ draw counts half). Writes data/results/preferences.json.
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 import tempfile
@@ -19,6 +18,8 @@ import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+from common import RESULTS, seeds_parser
 
 from course_lib.checkpoints import training_client_from, write_whole
 from course_lib.client import connect
@@ -45,7 +46,6 @@ from course_lib.preferences import (
 )
 from course_lib.rewards import Problem
 
-RESULTS = Path(__file__).parent.parent / "results"
 COMMAND = "python data/experiments/preferences.py"
 VILLAGE = village_environment()
 JUDGE = PreferenceConfig(batch_size=16, epochs=3, learning_rate=2e-3)
@@ -137,12 +137,8 @@ def run_seed(service: Any, seed: int, folder: Path, problems: list[Problem]) -> 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+    parser = seeds_parser(__doc__, RESULTS / "preferences.json")
     parser.add_argument("--problems", type=int, default=100)
-    parser.add_argument("--out", type=Path, default=RESULTS / "preferences.json")
     args = parser.parse_args()
     problems = VILLAGE.heldout(args.problems, 0)
     rows = []

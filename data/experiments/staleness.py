@@ -11,16 +11,15 @@ outside PPO's clip range, by the sign of the advantage. Writes data/results/stal
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 import tempfile
 import time
 from collections import deque
-from pathlib import Path
 from typing import Any
 
 import tinker
+from common import RESULTS, seeds_parser
 
 from course_lib.advantages import group_advantages, is_dead
 from course_lib.checkpoints import write_whole
@@ -32,7 +31,6 @@ from course_lib.grpo import credited, rl_datum, step_ratios
 from course_lib.lessons import quick_sft
 from course_lib.rollouts import Group, sample_groups, score_groups
 
-RESULTS = Path(__file__).parent.parent / "results"
 COMMAND = "python data/experiments/staleness.py"
 SUMS = sums_environment()
 STEPS, PROMPTS, LEARNING_RATE = 40, 8, 8e-4
@@ -106,12 +104,8 @@ def run_seed(service: Any, seed: int, problems: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+    parser = seeds_parser(__doc__, RESULTS / "staleness.json")
     parser.add_argument("--problems", type=int, default=300)
-    parser.add_argument("--out", type=Path, default=RESULTS / "staleness.json")
     args = parser.parse_args()
     rows = []
     with tempfile.TemporaryDirectory() as store:

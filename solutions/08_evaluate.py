@@ -348,14 +348,14 @@ band("Nothing says that it knows the village better", change.interval[0] <= 0)
 # The same page shows what the leash of lesson 07 buys. With a KL penalty of 0.3 the village lost 4
 # points on average instead of 10, and the sums reached 45 % instead of 61 %. But half as many steps
 # without any leash did about the same: 5 points lost, 48 % right. With a penalty of 1 the village
-# kept nearly all, and the sums learned next to nothing. On average, whatever learned more of the
-# sums lost more of the village.
+# kept nearly all, and next to nothing was learned about sums. On average, whatever learned more of
+# the sums lost more of the village.
 #
 # Read the whole interval. Where it holds 0 there is no evidence of a loss, but a loss as large as
 # its lower end may have passed unseen. With one answer to each question instead of four, that is
 # what happened to us in this very cell.
 #
-# But see how small it was: after eighty steps of SFT only about one village question in five is
+# But see how small the old skill was: after eighty steps of SFT only about one village question in five is
 # answered truly, so there was little to lose. A regression test is worth as much as the
 # skill that it watches. Look at the accuracy before as well as at the change.
 #

@@ -355,8 +355,8 @@ band("Nothing says that it knows the village better", change.interval[0] <= 0)
 # its lower end may have passed unseen. With one answer to each question instead of four, that is
 # what happened to us in this very cell.
 #
-# But see how small the old skill was: after eighty steps of SFT only about one village question in five is
-# answered truly, so there was little to lose. A regression test is worth as much as the
+# But see how small the old skill was: after eighty steps of SFT only about one village question in
+# five is answered truly, so there was little to lose. A regression test is worth as much as the
 # skill that it watches. Look at the accuracy before as well as at the change.
 #
 # ## Presets: the same lesson, larger

@@ -10,7 +10,7 @@ import threading
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable
-from concurrent.futures import CancelledError
+from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -34,7 +34,6 @@ class SampleJob:
     weights: Callable[[], Any]
     encode: Callable[[SampleResult], Reply]
     learner: str
-    ticket: Any = None
     accepted_at: float = field(default_factory=time.time)
 
 
@@ -47,8 +46,8 @@ class SampleQueue:
         self._waiting: OrderedDict[str, deque[SampleJob]] = OrderedDict()  # by learner
         self._waiting_samples = 0
         self._last_call = 0.0
-        self._decoding: list[SampleJob] = []
-        self._finished: list[SampleJob] = []  # of them; their results are not encoded yet
+        self._decoding: dict[Future[SampleResult], SampleJob] = {}  # by ticket
+        self._finished: deque[Future[SampleResult]] = deque()  # of them; not encoded yet
 
     def add(self, job: SampleJob) -> bool:
         """Queue a call; False when so many wait that the client should come back later."""
@@ -72,7 +71,7 @@ class SampleQueue:
             self._admit()
             if not self._decoding:
                 return
-            for sampler in {id(job.sampler): job.sampler for job in self._decoding}.values():
+            for sampler in dict.fromkeys(job.sampler for job in self._decoding.values()):
                 self._step(sampler)
             self._collect()
             if enough():
@@ -81,19 +80,21 @@ class SampleQueue:
     def close(self) -> list[SampleJob]:
         """Give back everything that will not be finished."""
         with self._lock:
-            jobs = [job for queue in self._waiting.values() for job in queue] + self._decoding
+            jobs = [job for queue in self._waiting.values() for job in queue]
             self._waiting.clear()
-        return jobs
+        return [*jobs, *self._decoding.values()]
 
     def abandon(self, jobs: list[SampleJob], reply: Reply) -> None:
         """Answer these calls with a failure and take them out of the batch."""
         for job in jobs:
             self._futures.settle(job.pending, reply)
-        self._decoding = [job for job in self._decoding if not job.pending.reply.done()]
+        self._decoding = {
+            ticket: job for ticket, job in self._decoding.items() if job.pending.reply is None
+        }
 
     def abandon_all(self, error: Exception) -> None:
         """After a mistake of our own: the calls in hand fail, the thread lives."""
-        self.abandon(self._decoding, reply_for(error))
+        self.abandon([*self._decoding.values()], reply_for(error))
 
     def _gather(self) -> None:
         """Calls seldom come alone. Wait until the client has sent them all and asks for the
@@ -103,7 +104,7 @@ class SampleQueue:
             with self._lock:
                 jobs = [job for queue in self._waiting.values() for job in queue]
             for job in reversed(jobs):  # the newest is asked for last: mostly a single wait
-                job.pending.asked.wait(max(0.0, latest - time.monotonic()))
+                job.pending.wait_until_asked(max(0.0, latest - time.monotonic()))
             left = min(latest, self._last_call + self._limits.pause_s) - time.monotonic()
             if left <= 0:
                 return
@@ -114,7 +115,7 @@ class SampleQueue:
         # One call takes its share of the rows at a time, however many samples it asks for.
         share = share_of(self._limits.active_sequences)
         room = self._limits.active_sequences - sum(
-            min(job.request.num_samples, share) for job in self._decoding
+            min(job.request.num_samples, share) for job in self._decoding.values()
         )
         while True:
             with self._lock:
@@ -133,35 +134,34 @@ class SampleQueue:
 
     def _begin(self, job: SampleJob) -> None:
         try:
-            job.ticket = job.sampler.submit(job.request, job.weights())
+            ticket = job.sampler.submit(job.request, job.weights())
         except Exception as error:
             self._futures.settle(job.pending, reply_for(error))
         else:
-            self._decoding.append(job)
-            job.ticket.add_done_callback(lambda _: self._finished.append(job))
+            self._decoding[ticket] = job
+            ticket.add_done_callback(self._finished.append)
 
     def _step(self, sampler: Any) -> None:
         try:
             sampler.step()
         except Exception as error:
-            jobs = [job for job in self._decoding if job.sampler is sampler]
+            jobs = [job for job in self._decoding.values() if job.sampler is sampler]
             self.abandon(jobs, reply_for(error))
             tried(sampler.reset)
 
     def _collect(self) -> None:
         """Answer the calls whose sequences are all finished."""
-        if not self._finished:
-            return
-        finished, self._finished = self._finished, []
-        for job in [job for job in finished if not job.pending.reply.done()]:  # not abandoned
-            self._trace.add(f"{job.learner}:sample", "sample", job.accepted_at)
-            self._futures.settle(job.pending, answer(partial(encoded, job)))
-        self._decoding = [job for job in self._decoding if not job.pending.reply.done()]
+        while self._finished:
+            ticket = self._finished.popleft()
+            job = self._decoding.pop(ticket, None)
+            if job is not None:  # not abandoned
+                self._trace.add(f"{job.learner}:sample", "sample", job.accepted_at)
+                self._futures.settle(job.pending, answer(partial(encoded, job, ticket)))
 
 
-def encoded(job: SampleJob) -> Reply:
+def encoded(job: SampleJob, ticket: Future[SampleResult]) -> Reply:
     """The encoded result of a call whose ticket is done."""
     try:
-        return job.encode(job.ticket.result())
+        return job.encode(ticket.result())
     except CancelledError as error:
         raise RequestError("The sample call was cancelled") from error

@@ -18,16 +18,69 @@ from course_lib.engine.wire import Reply
 
 
 class Pending:
-    """One accepted request: `reply` is a future of the finished bytes."""
+    """One accepted request, and its reply once it is there.
+
+    Thousands are kept for a minute. So none has a future or an event of its own until somebody
+    waits: each is ten objects or more that Python's collector would visit again and again.
+    """
+
+    __slots__ = (
+        "_bell",
+        "_listeners",
+        "asked",
+        "cancelled",
+        "delivered_at",
+        "owner",
+        "reply",
+        "request_id",
+        "stream",
+    )
+    _lock = threading.Lock()  # of them all: none is held for long
 
     def __init__(self, owner: str, stream: tuple[str, int] | None = None) -> None:
         self.request_id = f"{random_bits(128):032x}"
         self.owner = owner
         self.stream = stream  # (sampling session, clone): samples are also reported in bulk
-        self.reply: Future[Reply] = Future()
-        self.asked = threading.Event()  # somebody waits for the reply
+        self.reply: Reply | None = None
+        self.asked = False  # does somebody wait for the reply?
         self.cancelled = False
         self.delivered_at = 0.0
+        self._bell: threading.Event | None = None
+        self._listeners: tuple[Callable[[], None], ...] = ()
+
+    def settle(self, reply: Reply) -> bool:
+        """Take the reply, and tell those who listen; False when there is one already."""
+        with self._lock:
+            if self.reply is not None:
+                return False
+            self.reply = reply
+            listeners, self._listeners = self._listeners, ()
+        for tell in listeners:
+            tell()
+        return True
+
+    def when_settled(self, tell: Callable[[], None]) -> None:
+        """Call this when the reply is there, from the thread that brings it; at once, if it is."""
+        with self._lock:
+            if self.reply is None:
+                self._listeners += (tell,)
+                return
+        tell()
+
+    def ask(self) -> None:
+        """Somebody waits for the reply now."""
+        with self._lock:
+            self.asked, bell, self._bell = True, self._bell, None
+        if bell is not None:
+            bell.set()
+
+    def wait_until_asked(self, timeout_s: float) -> None:
+        """Block until somebody waits for the reply, or for so long."""
+        with self._lock:
+            if self.asked:
+                return
+            bell = self._bell = threading.Event()
+        bell.wait(timeout_s)
 
 
 class Stream:
@@ -63,7 +116,7 @@ class FutureTable:
         with self._lock:
             self._table[pending.request_id] = pending
             if stream in self._streams and self._streams[stream].polled:
-                pending.asked.set()
+                pending.ask()
         return pending
 
     def discard(self, pending: Pending) -> None:
@@ -79,11 +132,10 @@ class FutureTable:
 
     def settle(self, pending: Pending, reply: Reply) -> None:
         """Give the request its result; the first result counts."""
+        if not pending.settle(reply):
+            return
         with self._lock:
-            if pending.reply.done():
-                return
             self._bytes += len(reply.body)
-            pending.reply.set_result(reply)
             waiters = self._report(pending, reply)
         for waiter in waiters:
             if waiter.set_running_or_notify_cancel():
@@ -113,7 +165,7 @@ class FutureTable:
         with self._lock:
             for request_id in request_ids:
                 pending = self._table.get(request_id)
-                if pending is not None and pending.owner == owner and pending.reply.done():
+                if pending is not None and pending.owner == owner and pending.reply:
                     self._drop(pending)
 
     def completions(self, stream: tuple[str, int], cursor: int) -> list[tuple[int, str, bool, int]]:
@@ -131,7 +183,7 @@ class FutureTable:
                 its.polled = True
                 for pending in self._table.values():
                     if pending.stream == stream:
-                        pending.asked.set()
+                        pending.ask()
         return waiter
 
     def release(self, stream: tuple[str, int], waiter: Future[None]) -> None:
@@ -162,7 +214,7 @@ class FutureTable:
                     break
                 self._drop(pending)
             if self._bytes > limit:
-                for pending in [p for p in self._table.values() if p.reply.done()]:
+                for pending in [p for p in self._table.values() if p.reply]:
                     if self._bytes <= limit:
                         break
                     self._drop(pending)
@@ -170,5 +222,5 @@ class FutureTable:
     def _drop(self, pending: Pending) -> None:
         self._table.pop(pending.request_id, None)
         self._delivered.pop(pending.request_id, None)
-        if pending.reply.done():
-            self._bytes -= len(pending.reply.result().body)
+        if pending.reply is not None:
+            self._bytes -= len(pending.reply.body)

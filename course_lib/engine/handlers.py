@@ -7,6 +7,7 @@ the future is done, so that a client asks once or twice and not a thousand times
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -21,6 +22,7 @@ from tinker.types.session_heartbeat_request import SessionHeartbeatRequest
 
 from course_lib.engine import sampling, saving, search, training
 from course_lib.engine.call import Call
+from course_lib.engine.futures import Pending
 from course_lib.engine.protobuf import read_envelope
 from course_lib.engine.requests import RequestError
 from course_lib.engine.wire import JSON_TYPE, json_reply, read_json
@@ -190,7 +192,9 @@ async def asample(call: Call) -> Any:
     accepted = sampling.asample(call.rooms, call.owner, message)
     if accepted is None:
         return refusal(429, "Too many samples are waiting; come back in a second")
-    return {"request_id": accepted[0], "sample_sequence_ids": accepted[1]}
+    request_id, samples = accepted
+    sequence_ids = [f"{request_id}:{index}" for index in range(samples)]
+    return {"request_id": request_id, "sample_sequence_ids": sequence_ids}
 
 
 # Results ----------------------------------------------------------------------------------------
@@ -203,13 +207,26 @@ async def retrieve_future(call: Call) -> Any:
     pending = futures.find(message.request_id, call.owner)
     if pending is None:
         return refusal(410, "The result is gone: fetched long ago, or never asked for here")
-    pending.asked.set()
-    await asyncio.wait([asyncio.wrap_future(pending.reply)], timeout=call.rooms.limits.hold_s)
-    if not pending.reply.done():
+    pending.ask()
+    await settled(pending, call.rooms.limits.hold_s)
+    if pending.reply is None:
         again = {"type": "try_again", "request_id": pending.request_id, "queue_state": "active"}
         return Response(json_reply(again).body, 408, media_type=JSON_TYPE)
     futures.delivered(pending)
-    return pending.reply.result()
+    return pending.reply
+
+
+async def settled(pending: Pending, timeout_s: float) -> None:
+    """Wait for the reply, or for so long."""
+    loop = asyncio.get_running_loop()
+    there = loop.create_future()
+
+    def tell() -> None:  # on the thread that brings the reply
+        with contextlib.suppress(RuntimeError):  # the loop has ended
+            loop.call_soon_threadsafe(lambda: there.done() or there.set_result(None))
+
+    pending.when_settled(tell)
+    await asyncio.wait([there], timeout=timeout_s)
 
 
 async def retrieve_futures(call: Call) -> Any:

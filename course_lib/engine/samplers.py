@@ -140,7 +140,7 @@ class SamplerTable:
         self._lock = threading.Lock()
         self._sessions: dict[str, SamplingSession] = {}
         self._decoders: dict[int, Any] = {}
-        self._known: OrderedDict[tuple[str, int], tuple[str, list[str]]] = OrderedDict()
+        self._known: OrderedDict[tuple[str, int], tuple[str, int]] = OrderedDict()
 
     def add(self, session: SamplingSession) -> SamplingSession:
         """Register a sampler; the one that was there first stays (a re-sent request)."""
@@ -175,13 +175,13 @@ class SamplerTable:
                 self._decoders[key] = self._make_sampler(model.base)
             return self._decoders[key]
 
-    def known(self, sampler_id: str, seq_id: int) -> tuple[str, list[str]] | None:
-        """The request id and sequence ids under which this call was accepted before."""
+    def known(self, sampler_id: str, seq_id: int) -> tuple[str, int] | None:
+        """The request id and number of samples under which this call was accepted before."""
         with self._lock:
             return self._known.get((sampler_id, seq_id))
 
-    def remember(self, sampler_id: str, seq_id: int, answer: tuple[str, list[str]]) -> None:
+    def remember(self, sampler_id: str, seq_id: int, accepted: tuple[str, int]) -> None:
         with self._lock:
-            self._known[sampler_id, seq_id] = answer
+            self._known[sampler_id, seq_id] = accepted
             while len(self._known) > _REMEMBERED:
                 self._known.popitem(last=False)

@@ -53,8 +53,8 @@ def create_sampling_session(
     return sampler_id
 
 
-def asample(rooms: Rooms, owner: str, message: SampleMessage) -> tuple[str, list[str]] | None:
-    """Queue a `sample` call: its request id and sequence ids, or None when too many wait."""
+def asample(rooms: Rooms, owner: str, message: SampleMessage) -> tuple[str, int] | None:
+    """Queue a `sample` call: its request id and number of samples, or None when too many wait."""
     if message.sampling_session_id is None:
         raise RequestError("asample needs sampling_session_id")
     session = rooms.samplers.get(message.sampling_session_id, owner)
@@ -82,9 +82,9 @@ def asample(rooms: Rooms, owner: str, message: SampleMessage) -> tuple[str, list
     if not rooms.worker.submit_sample(job):
         rooms.futures.discard(pending)
         return None
-    ids = [f"{pending.request_id}:{index}" for index in range(message.num_samples)]
-    rooms.samplers.remember(session.sampler_id, seq_id, (pending.request_id, ids))
-    return pending.request_id, ids
+    accepted = (pending.request_id, message.num_samples)
+    rooms.samplers.remember(session.sampler_id, seq_id, accepted)
+    return accepted
 
 
 def weights_of(rooms: Rooms, session: SamplingSession) -> Any:

@@ -18,7 +18,9 @@ from course_lib.engine.requests import RequestError, SampleRequest
 from course_lib.engine.wire import Reply
 from course_lib.engine.worker import Worker
 
-LIMITS = Limits(gap_s=0.3, waiting_samples=20, active_sequences=8, sample_slice_s=0.01)
+LIMITS = Limits(
+    gap_s=0.3, waiting_samples=20, active_sequences=8, sample_slice_s=0.01, together_s=0
+)
 
 
 class Bench:
@@ -185,6 +187,46 @@ def test_each_sample_of_a_batch_is_answered_when_it_ends(bench: Bench):
         assert reply_of(job.pending) == "done"
     assert jobs[1].pending.reply is None
     assert reply_of(jobs[1].pending) == "done"
+
+
+def test_samples_that_end_soon_after_each_other_are_answered_together():
+    """A client that reads an answer slows the others' next token down."""
+    bench, sampler = Bench(Limits(together_s=0.3)), FakeSampler(FakeBase(), step_s=0.01)
+    jobs = [bench.sample(sampler, max_tokens=tokens) for tokens in (1, 5, 200)]
+    began, answered = time.monotonic(), []
+    for job in jobs:
+        assert job is not None
+        job.pending.when_settled(lambda: answered.append(time.monotonic() - began))
+    bench.worker.start()
+    assert reply_of(jobs[1].pending) == "done"
+    assert jobs[2].pending.reply is None  # still decoded: nobody waits for the last
+    assert len(answered) == 2 and answered[1] - answered[0] < 0.02 and answered[0] > 0.25
+    assert reply_of(jobs[2].pending) == "done"
+    bench.worker.stop()
+
+
+def test_the_last_of_a_batch_is_answered_at_once():
+    bench, sampler = Bench(Limits(together_s=30)), FakeSampler(FakeBase())
+    jobs = [bench.sample(sampler, max_tokens=tokens) for tokens in (1, 2)]
+    bench.worker.start()
+    for job in jobs:
+        assert job is not None and reply_of(job.pending) == "done"
+    bench.worker.stop()
+
+
+def test_training_is_not_begun_before_what_was_sampled_is_answered():
+    bench, sampler = (
+        Bench(Limits(together_s=30, sample_slice_s=0.02)),
+        FakeSampler(FakeBase(), 0.01),
+    )
+    bench.worker.open_line("a", "learner-1")
+    short, long = bench.sample(sampler, max_tokens=1), bench.sample(sampler, max_tokens=500)
+    assert short is not None and long is not None
+    bench.worker.start()
+    time.sleep(0.1)
+    assert bench.result(bench.send("a", 0)) == "a0"
+    assert short.pending.reply is not None and long.pending.reply is None
+    bench.worker.stop()
 
 
 def test_a_sample_that_comes_later_joins_the_batch(bench: Bench):

@@ -47,7 +47,9 @@ class SampleQueue:
         self._waiting_samples = 0
         self._last_call = 0.0
         self._decoding: dict[Future[SampleResult], SampleJob] = {}  # by ticket
-        self._finished: deque[Future[SampleResult]] = deque()  # of them; not encoded yet
+        self._finished: deque[Future[SampleResult]] = deque()  # of them
+        self._ended: list[tuple[SampleJob, Future[SampleResult]]] = []  # not answered yet
+        self._ended_at = 0.0  # the first of these
 
     def add(self, job: SampleJob) -> bool:
         """Queue a call; False when so many wait that the client should come back later."""
@@ -67,15 +69,18 @@ class SampleQueue:
         else to do, the first calls may be waited for (`patient`)."""
         if patient and self._waiting and not self._decoding:
             self._gather()
-        while True:
-            self._admit()
-            if not self._decoding:
-                return
-            for sampler in dict.fromkeys(job.sampler for job in self._decoding.values()):
-                self._step(sampler)
-            self._collect()
-            if enough():
-                return
+        try:
+            while True:
+                self._admit()
+                if not self._decoding:
+                    return
+                for sampler in dict.fromkeys(job.sampler for job in self._decoding.values()):
+                    self._step(sampler)
+                self._collect()
+                if enough():
+                    return
+        finally:
+            self._answer()
 
     def close(self) -> list[SampleJob]:
         """Give back everything that will not be finished."""
@@ -150,13 +155,22 @@ class SampleQueue:
             tried(sampler.reset)
 
     def _collect(self) -> None:
-        """Answer the calls whose sequences are all finished."""
+        """Take out the calls whose sequences are all finished, and answer them several at a time: a
+        client that reads answers and a decoding step slow each other down."""
         while self._finished:
             ticket = self._finished.popleft()
             job = self._decoding.pop(ticket, None)
             if job is not None:  # not abandoned
-                self._trace.add(f"{job.learner}:sample", "sample", job.accepted_at)
-                self._futures.settle(job.pending, answer(partial(encoded, job, ticket)))
+                self._ended_at = self._ended_at if self._ended else time.monotonic()
+                self._ended.append((job, ticket))
+        if self._ended and time.monotonic() >= self._ended_at + self._limits.together_s:
+            self._answer()
+
+    def _answer(self) -> None:
+        ended, self._ended = self._ended, []
+        for job, ticket in ended:
+            self._trace.add(f"{job.learner}:sample", "sample", job.accepted_at)
+            self._futures.settle(job.pending, answer(partial(encoded, job, ticket)))
 
 
 def encoded(job: SampleJob, ticket: Future[SampleResult]) -> Reply:

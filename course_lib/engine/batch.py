@@ -105,15 +105,16 @@ class SampleQueue:
         """Calls seldom come alone. Wait until the client has sent them all and asks for the
         answers: their prompts are computed together then, and do not compete with its work."""
         latest = time.monotonic() + self._limits.gather_s
-        while True:
+        while (now := time.monotonic()) < latest:
             with self._lock:
                 jobs = [job for queue in self._waiting.values() for job in queue]
-            for job in reversed(jobs):  # the newest is asked for last: mostly a single wait
-                job.pending.wait_until_asked(max(0.0, latest - time.monotonic()))
-            left = min(latest, self._last_call + self._limits.pause_s) - time.monotonic()
-            if left <= 0:
+            unasked = [job for job in jobs if not job.pending.asked]
+            if unasked:  # the newest is asked for last: mostly a single wait
+                unasked[-1].pending.wait_until_asked(latest - now)
+            elif now < self._last_call + self._limits.pause_s:
+                time.sleep(min(latest, self._last_call + self._limits.pause_s) - now)
+            else:
                 return
-            time.sleep(left)
 
     def _admit(self) -> None:
         """Let waiting calls join the batch, one per learner in turn, while there is room."""

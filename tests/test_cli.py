@@ -245,7 +245,11 @@ def test_a_stopped_command_ends_at_once_with_its_code(tmp_path):
     command = [sys.executable, "-m", "course_lib.cli", "sft", "--config", "tiny"]
     command += ["--set", "sft.max_steps=5000", "--set", "sft.epochs=100", "--out", str(out)]
     command += ["--store", str(tmp_path / "store")]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+    # In the background of a shell Ctrl-C is ignored, and whoever is started there inherits that.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    signal.signal(signal.SIGINT, before)
+    with process:
         deadline = time.monotonic() + 60
         while not (out / "metrics.jsonl").exists() and time.monotonic() < deadline:
             time.sleep(0.05)

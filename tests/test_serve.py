@@ -219,7 +219,14 @@ def test_many_streams_at_once_get_what_each_gets_alone(url):
     assert crowd[:6] == alone
 
 
-def test_more_than_the_limit_is_told_to_come_again(folder, model):
+def test_more_than_the_limit_is_told_to_come_again(model, monkeypatch):
+    step = model._sampler.step
+
+    def slowly() -> bool:  # or the first is over before the second asks
+        time.sleep(0.02)
+        return step()
+
+    monkeypatch.setattr(model._sampler, "step", slowly)
     limits = ServeLimits(in_flight=3, choices=3)
     with serving(create_app(model, KEY, limits)) as url:
         body = {"model": "tiny", "messages": CHAT, "n": 2, "max_tokens": 200, "stream": True}

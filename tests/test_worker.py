@@ -205,6 +205,15 @@ def test_samples_that_end_soon_after_each_other_are_answered_together():
     bench.worker.stop()
 
 
+def test_an_answer_waits_for_nobody_elses():
+    bench, sampler = Bench(Limits(together_s=30)), FakeSampler(FakeBase(), step_s=0.01)
+    mine, anothers = bench.sample(sampler, "a", 1), bench.sample(sampler, "b", 300)
+    assert mine is not None and anothers is not None
+    bench.worker.start()
+    assert reply_of(mine.pending) == "done" and anothers.pending.reply is None
+    bench.worker.stop()
+
+
 def test_the_last_of_a_batch_is_answered_at_once():
     bench, sampler = Bench(Limits(together_s=30)), FakeSampler(FakeBase())
     jobs = [bench.sample(sampler, max_tokens=tokens) for tokens in (1, 2)]

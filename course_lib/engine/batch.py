@@ -37,6 +37,14 @@ class SampleJob:
     accepted_at: float = field(default_factory=time.time)
 
 
+@dataclass
+class Ended:
+    """A learner's calls that are done and not answered yet."""
+
+    first_at: float = field(default_factory=time.monotonic)
+    jobs: list[tuple[SampleJob, Future[SampleResult]]] = field(default_factory=list)
+
+
 class SampleQueue:
     """The calls that wait, from any thread, and those being decoded, on the compute thread."""
 
@@ -48,8 +56,7 @@ class SampleQueue:
         self._last_call = 0.0
         self._decoding: dict[Future[SampleResult], SampleJob] = {}  # by ticket
         self._finished: deque[Future[SampleResult]] = deque()  # of them
-        self._ended: list[tuple[SampleJob, Future[SampleResult]]] = []  # not answered yet
-        self._ended_at = 0.0  # the first of these
+        self._ended: dict[str, Ended] = {}  # by learner
 
     def add(self, job: SampleJob) -> bool:
         """Queue a call; False when so many wait that the client should come back later."""
@@ -80,7 +87,8 @@ class SampleQueue:
                 if enough():
                     return
         finally:
-            self._answer()
+            for learner in [*self._ended]:
+                self._answer(learner)
 
     def close(self) -> list[SampleJob]:
         """Give back everything that will not be finished."""
@@ -156,21 +164,23 @@ class SampleQueue:
             tried(sampler.reset)
 
     def _collect(self) -> None:
-        """Take out the calls whose sequences are all finished, and answer them several at a time: a
-        client that reads answers and a decoding step slow each other down."""
+        """Take out the calls that are done. A learner's are answered several at a time: a client that
+        reads answers and a decoding step slow each other down."""
         while self._finished:
             ticket = self._finished.popleft()
             job = self._decoding.pop(ticket, None)
             if job is not None:  # not abandoned
-                self._ended_at = self._ended_at if self._ended else time.monotonic()
-                self._ended.append((job, ticket))
-        if self._ended and time.monotonic() >= self._ended_at + self._limits.together_s:
-            self._answer()
+                self._ended.setdefault(job.learner, Ended()).jobs.append((job, ticket))
+        if self._ended:
+            decoding = {job.learner for job in self._decoding.values()}
+            latest = time.monotonic() - self._limits.together_s
+            for learner, ended in [*self._ended.items()]:
+                if learner not in decoding or ended.first_at <= latest:
+                    self._answer(learner)
 
-    def _answer(self) -> None:
-        ended, self._ended = self._ended, []
-        for job, ticket in ended:
-            self._trace.add(f"{job.learner}:sample", "sample", job.accepted_at)
+    def _answer(self, learner: str) -> None:
+        for job, ticket in self._ended.pop(learner).jobs:
+            self._trace.add(f"{learner}:sample", "sample", job.accepted_at)
             self._futures.settle(job.pending, answer(partial(encoded, job, ticket)))
 
 

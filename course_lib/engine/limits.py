@@ -34,5 +34,5 @@ class Limits:
     # Sample calls begin together when all are asked for and the last one is this long ago,
     pause_s: float = 0.0015
     gather_s: float = 0.25  # unless the first would have to wait for longer than this
-    # Those that end within this time are answered together, where others are still decoded:
+    # Those of one learner that end within this time are answered together, while others go on:
     together_s: float = 0.1

@@ -128,22 +128,6 @@ def training_client_from(
         raise CourseError(path, f"cannot be loaded ({one_line(error)})", remedy) from error
 
 
-def write_whole(path: str | Path, text: str) -> None:
-    """Write a file so that it is there whole or not at all."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with naming(path):
-            with open(draft, "w", encoding="utf-8") as handle:
-                handle.write(text)
-                handle.flush()
-                os.fsync(handle.fileno())
-            os.replace(draft, path)
-    finally:
-        draft.unlink(missing_ok=True)
-
-
 def one_line(error: BaseException) -> str:
     """What the back end said, without line breaks and the SDK's wrapping, at a readable length.
 

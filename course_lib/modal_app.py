@@ -18,6 +18,7 @@ from typing import Any
 
 from course_lib.config import DeployConfig
 from course_lib.errors import CourseError
+from course_lib.files import write_whole
 
 KEY_VARIABLE = "POSTTRAIN_API_KEY"
 VLLM = "0.32.0"  # the newest that installs with transformers 5, which wrote the model's config
@@ -184,8 +185,8 @@ def write_modal_files(folder: str | Path, config: DeployConfig, name: str, versi
         "packages": "\n".join(f'        "{each}=={installed(each)}",' for each in SERVING),
     }
     app = HEAD + (CPU_APP if cpu else GPU_APP) + TAIL
-    Path(folder, "modal_app.py").write_text(app.format(**facts), encoding="utf-8")
-    Path(folder, "modal_client.py").write_text(CLIENT.format(**facts), encoding="utf-8")
+    write_whole(Path(folder, "modal_app.py"), app.format(**facts))
+    write_whole(Path(folder, "modal_client.py"), CLIENT.format(**facts))
 
 
 def read_modal_app(file: str | Path) -> dict[str, Any]:

@@ -20,11 +20,11 @@ from course_lib.checkpoints import (
     StopTraining,
     one_line,
     training_client_from,
-    write_whole,
 )
 from course_lib.config import RunConfig, config_from_dict, config_to_dict
 from course_lib.diagnosis import diagnose
 from course_lib.errors import CourseError
+from course_lib.files import write_whole
 from course_lib.grpo import RLResult, train_grpo
 from course_lib.judges import Judge, judge_by_strength, reward_model
 from course_lib.metrics import read_metrics

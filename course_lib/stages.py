@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from course_lib.checkpoints import Checkpoint, StepHook, training_client_from, write_whole
+from course_lib.checkpoints import Checkpoint, StepHook, training_client_from
 from course_lib.config import RunConfig
 from course_lib.environments import derive_seed
 from course_lib.evaluation import Evaluation, evaluate, nll, record_dicts
+from course_lib.files import write_whole
 from course_lib.judges import Judge, win_rate
 from course_lib.metrics import read_metrics
 from course_lib.rewards import Problem

@@ -19,7 +19,7 @@ PACKAGE = PROJECT / "course_lib"
 
 # A module imports only what stands before it. A folder is one entry: its files share it.
 ORDER = """
-errors dotenv startup world fields faults metrics config conversations chat_text rendering
+errors files dotenv startup world fields faults metrics config conversations chat_text rendering
 validation batches losses engine client checkpoints rewards environments rollouts evaluation
 comparison advantages rl_metrics sft preferences judges grpo diagnosis recordings export serve
 modal_app deploy plots run_data run_judge estimate stages pipeline chat compare doctor lessons

@@ -11,7 +11,6 @@ from course_lib.checkpoints import (
     CheckpointLog,
     save_checkpoint,
     training_client_from,
-    write_whole,
 )
 from course_lib.errors import CourseError
 
@@ -56,9 +55,6 @@ def test_a_full_disk_is_told_with_the_file_that_had_no_room(tmp_path, monkeypatc
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError) as caught:
-        write_whole(tmp_path / "report.json", "{}")
-    assert caught.value.filename == str(tmp_path / "report.json")
-    with pytest.raises(OSError) as caught:
         CheckpointLog(tmp_path).append(point(1))
     assert caught.value.filename == str(tmp_path / "checkpoints.jsonl")
 
@@ -98,12 +94,3 @@ def test_a_save_that_fails_is_not_logged_and_names_the_remedy(tmp_path):
 def test_sampler_weights_are_no_place_to_go_on_training_from():
     with pytest.raises(CourseError, match="is no training checkpoint"):
         training_client_from(SimpleNamespace(), "tinker://r/sampler_weights/3")
-
-
-def test_a_file_is_written_whole_or_not_at_all(tmp_path):
-    file = tmp_path / "report.json"
-    write_whole(file, "one")
-    with pytest.raises(UnicodeEncodeError):
-        write_whole(file, "\ud800")
-    assert file.read_text() == "one"
-    assert [each.name for each in tmp_path.iterdir()] == ["report.json"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -117,15 +118,16 @@ def test_a_place_that_cannot_be_written_is_told_before_anybody_is_asked(
 def test_answers_that_cannot_be_written_name_the_file_that_was_asked_for(
     folders, tmp_path, monkeypatch
 ):
-    def full(path: Path, text: str) -> None:
+    def full(descriptor: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text('{"prompt": "What is 23 + 45?"}\n')
-    monkeypatch.setattr("course_lib.checkpoints.write_whole", full)
+    monkeypatch.setattr(os, "fsync", full)
     one, two = map(str, folders)
-    with pytest.raises(CourseError, match=r"--out .*answers\.json: cannot be written \(No space"):
+    with pytest.raises(OSError) as caught:
         shipping.compare(one, two, prompts, max_tokens=2, out=tmp_path / "answers.json")
+    assert caught.value.filename == str(tmp_path / "answers.json")
 
 
 def test_prompts_without_answers_are_shown_and_not_judged(folders):

@@ -13,16 +13,14 @@ from download_double import FileServer, ServiceDouble
 from loopback import serving
 from safetensors import SafetensorError
 
+from course_lib import files as course_files
 from course_lib.errors import CourseError
 from course_lib.export import download as download_module
 from course_lib.export import fetch as fetch_module
-from course_lib.export import files as files_module
 from course_lib.export import versions
 from course_lib.export.download import download_adapter
 from course_lib.export.files import (
     safe_path,
-    sync_file,
-    sync_folder,
     write_json,
     write_tensors,
 )
@@ -212,7 +210,7 @@ def full_disk(monkeypatch: pytest.MonkeyPatch) -> None:
         return open("/dev/full", mode) if "r" not in mode else open(path, mode)
 
     monkeypatch.setattr(fetch_module, "open", full, raising=False)
-    monkeypatch.setattr(files_module, "open", full, raising=False)
+    monkeypatch.setattr(course_files, "open", full, raising=False)
 
 
 def test_a_full_disk_names_the_file_that_does_not_fit(tmp_path, full_disk):
@@ -226,22 +224,10 @@ def test_a_full_disk_names_the_file_that_does_not_fit(tmp_path, full_disk):
 
 
 def test_a_full_disk_names_the_file_that_is_fetched(tmp_path, files, full_disk, monkeypatch):
-    monkeypatch.setattr(fetch_module, "write_atomic", lambda path, data: None)
+    monkeypatch.setattr(fetch_module, "write_whole", lambda path, data: None)
     with serving(files.app()) as url, pytest.raises(OSError) as caught:
         fetch_module.fetch(f"{url}/files/adapter_model.safetensors", tmp_path / "adapter")
     assert (caught.value.errno, caught.value.filename) == (errno.ENOSPC, str(tmp_path / "adapter"))
-
-
-def test_flushing_names_the_file_and_the_folder(tmp_path, monkeypatch):
-    def full(descriptor: int) -> None:
-        raise OSError(errno.EIO, "Input/output error")
-
-    (tmp_path / "x").write_text("x")
-    monkeypatch.setattr(files_module.os, "fsync", full)
-    for flush, path in ((sync_file, tmp_path / "x"), (sync_folder, tmp_path)):
-        with pytest.raises(OSError) as caught:
-            flush(path)
-        assert caught.value.filename == str(path)
 
 
 def test_tensors_that_do_not_fit_on_the_disk_are_one_sentence(tmp_path, monkeypatch):

@@ -8,6 +8,8 @@ import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from course_lib.files import write_whole
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -39,10 +41,6 @@ def read_progress() -> dict[str, Entry]:
 def write_entry(id: str, entry: Entry) -> None:
     """Replace one entry, atomically. A disk that refuses is passed over in silence."""
     entries = read_progress() | {id: entry}
-    path = progress_path()
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    text = json.dumps({id: asdict(entry) for id, entry in sorted(entries.items())}, indent=1)
     with contextlib.suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        text = json.dumps({id: asdict(entry) for id, entry in sorted(entries.items())}, indent=1)
-        temporary.write_text(text + "\n", encoding="utf-8")
-        temporary.replace(path)
+        write_whole(progress_path(), text + "\n", durable=False)

@@ -12,9 +12,9 @@ import typer
 
 from course_lib.cli.options import Backend, Config, Model, Overrides, Store, Yes
 from course_lib.errors import CourseError
+from course_lib.files import write_whole
 
 if TYPE_CHECKING:
-    from course_lib.compare import Comparison
     from course_lib.deploy import DeployResult
     from course_lib.export.hub import UploadPlan
 
@@ -120,7 +120,7 @@ def compare(
         )
     print_comparison(found)
     if out:
-        _write_answers(out, found)
+        write_whole(out, json.dumps(found.as_dict(), indent=2) + "\n")
 
 
 def rollback(folder: Folder) -> None:
@@ -148,16 +148,6 @@ def _check_place(out: Path) -> None:
     else:
         return
     raise CourseError(f"--out {out}", finding, "give the name of a file to write")
-
-
-def _write_answers(out: Path, found: Comparison) -> None:
-    from course_lib.checkpoints import write_whole
-
-    try:
-        write_whole(out, json.dumps(found.as_dict(), indent=2) + "\n")
-    except OSError as error:
-        finding = f"cannot be written ({error.strerror})"
-        raise CourseError(f"--out {out}", finding, "give another file") from None
 
 
 def _print_result(result: DeployResult, out: Path) -> None:

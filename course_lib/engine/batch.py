@@ -164,8 +164,8 @@ class SampleQueue:
             tried(sampler.reset)
 
     def _collect(self) -> None:
-        """Take out the calls that are done. A learner's are answered several at a time: a client that
-        reads answers and a decoding step slow each other down."""
+        """Take out the calls that are done. A learner's are answered several at a time: a client
+        that reads answers and a decoding step slow each other down."""
         while self._finished:
             ticket = self._finished.popleft()
             job = self._decoding.pop(ticket, None)

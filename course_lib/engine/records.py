@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
-import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -13,6 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from course_lib.engine.requests import RequestError
+from course_lib.files import sync, write_whole
 
 UNFINISHED = "~part-"  # prefix of what is being written: never looked at
 TTL_S = (3600, 10 * 365 * 24 * 3600)
@@ -108,28 +107,7 @@ def read_record(file: Path, record_type: type[Record]) -> Record | None:
 
 def write_json(file: Path, values: dict[str, Any], durable: bool = True) -> None:
     """Replace a JSON file in one step."""
-    part = file.with_name(f"{UNFINISHED}{secrets.token_hex(8)}")
-    try:
-        with part.open("w", encoding="utf-8") as stream:
-            json.dump(values, stream, indent=1)
-            stream.flush()
-            if durable:
-                os.fsync(stream.fileno())
-        part.replace(file)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
-
-
-def sync(path: Path) -> None:
-    """Have the file or folder on disk before going on (Windows cannot do it for folders)."""
-    if os.name == "nt" and path.is_dir():
-        return
-    descriptor = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    write_whole(file, json.dumps(values, indent=1), durable)
 
 
 def sync_folder(folder: Path) -> None:

@@ -30,12 +30,12 @@ from course_lib.engine.records import (
     SessionRecord,
     read_record,
     saving,
-    sync,
     sync_folder,
     write_json,
 )
 from course_lib.engine.requests import NotFoundError, RequestError
 from course_lib.errors import CourseError
+from course_lib.files import sync
 
 RECORD = "checkpoint.json"
 NEXT = "~next"  # suffix of a complete checkpoint on its way to replace another of the same name

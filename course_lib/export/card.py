@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from course_lib.export.base import SHIPPED, BaseFolder
-from course_lib.export.files import write_atomic
 from course_lib.export.verify import Verification
+from course_lib.files import write_whole
 
 STAGES = {"base": "base model", "sft": "after SFT", "rl": "after GRPO"}
 
@@ -40,7 +40,7 @@ def write_model_card(path: Path, base: BaseFolder, facts: CardFacts) -> str:
     licence = base_licence(base)
     text = f"---\n{_metadata(facts, licence)}\n---\n\n{_body(facts, licence)}"
     ModelCard(text)  # parses the front matter again: a card that the Hub cannot read fails here
-    write_atomic(path, text.encode())
+    write_whole(path, text)
     return text
 
 

@@ -14,7 +14,8 @@ from pathlib import Path
 import httpx
 
 from course_lib.errors import naming
-from course_lib.export.files import sha256_file, sync_file, write_atomic
+from course_lib.export.files import sha256_file
+from course_lib.files import sync, write_whole
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
@@ -52,7 +53,7 @@ def fetch(url: str, path: Path, on_bytes: Callable[[int, int], None] | None = No
         total = _announced_size(response, have)
         if not have:
             part.unlink(missing_ok=True)  # before its new tag: the two never disagree
-            write_atomic(tag_file, _strong_tag(response).encode())
+            write_whole(tag_file, _strong_tag(response))
         with naming(path), open(part, "ab") as file:
             for piece in response.iter_bytes():  # as it arrives: a larger unit would be lost
                 file.write(piece)
@@ -63,7 +64,7 @@ def fetch(url: str, path: Path, on_bytes: Callable[[int, int], None] | None = No
     if total and have != total:
         raise BrokenOff(f"{have} of {total} bytes")
     _check_digest(part, response.headers.get("repr-digest"))
-    sync_file(part)
+    sync(part)
     part.replace(path)
     tag_file.unlink(missing_ok=True)
 

@@ -1,18 +1,16 @@
-"""How a file appears: whole or not at all.
-
-Everything is written beside its place under a name ending in `.tmp`, flushed to the disk and
-renamed, so a kill at any moment leaves the old file, the new file, or a `.tmp` that nobody reads.
+"""What do JSON, tensors and file names need here? To be written whole, read with a sentence where
+they are damaged, and kept within their folder.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from course_lib.errors import CourseError, naming
+from course_lib.errors import CourseError
+from course_lib.files import sync, write_whole
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -20,20 +18,9 @@ if TYPE_CHECKING:
 CHUNK_BYTES = 1 << 20
 
 
-def write_atomic(path: Path, data: bytes) -> None:
-    """Replace `path` by a file holding `data`."""
-    temporary = path.with_name(path.name + ".tmp")
-    with naming(path), open(temporary, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-    sync_folder(path.parent)
-
-
 def write_json(path: Path, value: Any) -> None:
     """Replace `path` by `value` as indented JSON."""
-    write_atomic(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
+    write_whole(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
@@ -47,7 +34,7 @@ def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
     except SafetensorError as error:
         remedy = "free what it needs, or choose another place"
         raise CourseError(str(path), f"cannot be written ({error})", remedy) from None
-    sync_file(temporary)
+    sync(temporary)
     temporary.replace(path)
 
 
@@ -62,28 +49,6 @@ def read_json(path: Path, remedy: str = "restore the file or make it again") -> 
     if not isinstance(value, dict):
         raise CourseError(str(path), "not a JSON object, {...}", remedy)
     return value
-
-
-def sync_file(path: Path) -> None:
-    """Flush a file that a library wrote to the disk."""
-    descriptor = os.open(path, os.O_RDWR)
-    try:
-        with naming(path):
-            os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def sync_folder(folder: Path) -> None:
-    """Flush a folder's entries; Windows has no such call and needs none."""
-    if os.name == "nt":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        with naming(folder):
-            os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def sha256_file(path: Path) -> str:

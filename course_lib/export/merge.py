@@ -28,10 +28,10 @@ from course_lib.export.base import WEIGHT_INDEX, BaseFolder, TensorPlace
 from course_lib.export.files import (
     read_json,
     sha256_file,
-    write_atomic,
     write_json,
     write_tensors,
 )
+from course_lib.files import write_whole
 
 SHARD_BYTES = 1 << 30
 HEAD = "lm_head.weight"
@@ -185,7 +185,7 @@ def _write_index(out: Path, shards: dict[str, list[PlannedTensor]], total: int) 
 def _write_side_files(out: Path, base: BaseFolder, adapter: AdapterFolder) -> None:
     for path in base.side_files():
         if path.name != "config.json":
-            write_atomic(out / path.name, path.read_bytes())
+            write_whole(out / path.name, path.read_bytes())
     config = json.loads(json.dumps(base.config))
     if "lm_head" in adapter.pairs:
         config["tie_word_embeddings"] = False

@@ -23,10 +23,9 @@ from course_lib.export.files import (
     list_files,
     read_json,
     sha256_file,
-    sync_file,
-    sync_folder,
     write_json,
 )
+from course_lib.files import sync
 
 CURRENT, RECORD, WORK, LOCK = "current.json", "deploy.json", ".work", "lock"
 
@@ -38,11 +37,11 @@ def finish_version(build: Path, version: Path, record: dict[str, Any]) -> Path:
     names = [name for name in list_files(build) if name != RECORD]
     write_json(build / RECORD, record | {"files": {n: sha256_file(build / n) for n in names}})
     for name in names:
-        sync_file(build / name)
+        sync(build / name)
     for folder in [build, *(path for path in build.rglob("*") if path.is_dir())]:
-        sync_folder(folder)
+        sync(folder)
     os.rename(build, version)
-    sync_folder(version.parent)
+    sync(version.parent)
     return version
 
 

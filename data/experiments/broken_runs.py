@@ -23,11 +23,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from course_lib.checkpoints import StopTraining, training_client_from, write_whole
+from course_lib.checkpoints import StopTraining, training_client_from
 from course_lib.client import CourseService, connect
 from course_lib.config import RLConfig, preset
 from course_lib.diagnosis import diagnose
 from course_lib.environments import sums_environment
+from course_lib.files import write_whole
 from course_lib.grpo import train_grpo
 from course_lib.metrics import read_metrics
 from course_lib.pipeline import run_rl, run_sft

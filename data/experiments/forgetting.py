@@ -19,12 +19,12 @@ from typing import Any
 
 from common import RESULTS, Lesson, seeds_parser
 
-from course_lib.checkpoints import write_whole
 from course_lib.client import connect
 from course_lib.comparison import compare
 from course_lib.config import preset
 from course_lib.environments import sums_environment
 from course_lib.evaluation import evaluate
+from course_lib.files import write_whole
 from course_lib.grpo import train_grpo
 from course_lib.lessons import quick_sft
 

@@ -19,11 +19,12 @@ from typing import Any
 
 from common import RESULTS, seeds_parser
 
-from course_lib.checkpoints import training_client_from, write_whole
+from course_lib.checkpoints import training_client_from
 from course_lib.client import connect
 from course_lib.config import RLConfig, preset
 from course_lib.diagnosis import diagnose
 from course_lib.environments import village_environment
+from course_lib.files import write_whole
 from course_lib.grpo import train_grpo
 from course_lib.pipeline import run_sft
 from course_lib.rewards import Problem, Score, reward_from_name

@@ -21,7 +21,7 @@ from typing import Any
 
 from common import RESULTS, Lesson, seeds_parser
 
-from course_lib.checkpoints import write_whole
+from course_lib.files import write_whole
 from tools.execute import lane_environment
 
 ADAM = "torch.optim.Adam(parameters, lr=rate, betas=(0.9, 0.95))"

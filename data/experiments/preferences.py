@@ -21,11 +21,12 @@ from typing import Any
 
 from common import RESULTS, seeds_parser
 
-from course_lib.checkpoints import training_client_from, write_whole
+from course_lib.checkpoints import training_client_from
 from course_lib.client import connect
 from course_lib.config import PreferenceConfig, RLConfig, preset
 from course_lib.environments import village_environment
 from course_lib.evaluation import evaluate
+from course_lib.files import write_whole
 from course_lib.grpo import train_grpo
 from course_lib.judges import (
     Duel,

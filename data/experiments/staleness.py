@@ -22,11 +22,11 @@ import tinker
 from common import RESULTS, seeds_parser
 
 from course_lib.advantages import group_advantages, is_dead
-from course_lib.checkpoints import write_whole
 from course_lib.client import connect
 from course_lib.config import RLConfig
 from course_lib.environments import derive_seed, sums_environment
 from course_lib.evaluation import evaluate
+from course_lib.files import write_whole
 from course_lib.grpo import credited, rl_datum, step_ratios
 from course_lib.lessons import quick_sft
 from course_lib.rollouts import Group, sample_groups, score_groups

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -19,11 +21,7 @@ from course_lib.export import download as download_module
 from course_lib.export import fetch as fetch_module
 from course_lib.export import versions
 from course_lib.export.download import download_adapter
-from course_lib.export.files import (
-    safe_path,
-    write_json,
-    write_tensors,
-)
+from course_lib.export.files import safe_path, write_json, write_tensors
 
 TRAINED = "tinker://run:train:0/weights/final"
 SAMPLER = "tinker://run:train:0/sampler_weights/final"
@@ -202,12 +200,14 @@ def test_a_file_name_cannot_leave_the_folder(tmp_path, service, name):
 
 @pytest.fixture
 def full_disk(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever is written goes to /dev/full, where nothing ever fits."""
-    if not Path("/dev/full").exists():
-        pytest.skip("this system has no /dev/full")
+    """Nothing that is written fits."""
+
+    class Full(io.BytesIO):
+        def write(self, data: object) -> int:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def full(path: Path, mode: str):
-        return open("/dev/full", mode) if "r" not in mode else open(path, mode)
+        return Full() if "r" not in mode else open(path, mode)
 
     monkeypatch.setattr(fetch_module, "open", full, raising=False)
     monkeypatch.setattr(course_files, "open", full, raising=False)

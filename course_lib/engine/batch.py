@@ -55,7 +55,6 @@ class SampleQueue:
         self._waiting_samples = 0
         self._last_call = 0.0
         self._decoding: dict[Future[SampleResult], SampleJob] = {}  # by ticket
-        self._finished: deque[Future[SampleResult]] = deque()  # of them
         self._ended: dict[str, Ended] = {}  # by learner
 
     def add(self, job: SampleJob) -> bool:
@@ -83,7 +82,7 @@ class SampleQueue:
                     return
                 for sampler in dict.fromkeys(job.sampler for job in self._decoding.values()):
                     self._step(sampler)
-                self._collect()
+                self._answer_due()
                 if enough():
                     return
         finally:
@@ -153,7 +152,7 @@ class SampleQueue:
             self._futures.settle(job.pending, reply_for(error))
         else:
             self._decoding[ticket] = job
-            ticket.add_done_callback(self._finished.append)
+            ticket.add_done_callback(self._end)
 
     def _step(self, sampler: Any) -> None:
         try:
@@ -163,20 +162,22 @@ class SampleQueue:
             self.abandon(jobs, reply_for(error))
             tried(sampler.reset)
 
-    def _collect(self) -> None:
-        """Take out the calls that are done. A learner's are answered several at a time: a client
-        that reads answers and a decoding step slow each other down."""
-        while self._finished:
-            ticket = self._finished.popleft()
-            job = self._decoding.pop(ticket, None)
-            if job is not None:  # not abandoned
-                self._ended.setdefault(job.learner, Ended()).jobs.append((job, ticket))
-        if self._ended:
-            decoding = {job.learner for job in self._decoding.values()}
-            latest = time.monotonic() - self._limits.together_s
-            for learner, ended in [*self._ended.items()]:
-                if learner not in decoding or ended.first_at <= latest:
-                    self._answer(learner)
+    def _end(self, ticket: Future[SampleResult]) -> None:
+        """Take out a call whose sequences are all finished."""
+        job = self._decoding.pop(ticket, None)
+        if job is not None:  # not abandoned
+            self._ended.setdefault(job.learner, Ended()).jobs.append((job, ticket))
+
+    def _answer_due(self) -> None:
+        """Answer a learner's calls that have ended, several at a time: a client that reads answers
+        and a decoding step slow each other down."""
+        if not self._ended:
+            return
+        decoding = {job.learner for job in self._decoding.values()}
+        latest = time.monotonic() - self._limits.together_s
+        for learner, ended in [*self._ended.items()]:
+            if learner not in decoding or ended.first_at <= latest:
+                self._answer(learner)
 
     def _answer(self, learner: str) -> None:
         for job, ticket in self._ended.pop(learner).jobs:

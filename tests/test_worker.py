@@ -294,7 +294,7 @@ def test_samples_of_a_client_that_polls_for_all_count_as_asked_for():
     bench = Bench()
     first = bench.futures.open("me", ("session", 0))
     other = bench.futures.open("me", ("session", 1))
-    bench.futures.waiter(("session", 0))
+    bench.futures.listen(("session", 0), lambda: None)
     second = bench.futures.open("me", ("session", 0))
     assert first.asked and second.asked and not other.asked
 
@@ -440,10 +440,15 @@ def test_a_result_is_found_by_its_owner_only():
 def test_finished_samples_are_reported_in_bulk_after_a_cursor():
     table = FutureTable(Limits())
     pendings = [table.open("me", ("s", 0)) for _ in range(3)]
-    waiter = table.waiter(("s", 0))
+    heard: list[str] = []
+    for listener in ("first", "second"):
+        table.listen(("s", 0), partial(heard.append, listener))
+    gone = partial(heard.append, "gone")
+    table.listen(("s", 0), gone)
+    table.unlisten(("s", 0), gone)
     for pending in pendings[:2]:
         table.settle(pending, Reply(b"xy"))
-    assert waiter.done()
+    assert heard == ["first", "second"]  # each once
     reports = table.completions(("s", 0), 0)
     assert [(cursor, failed, size) for cursor, _, failed, size in reports] == [
         (1, False, 2),

@@ -10,7 +10,6 @@ import threading
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable
-from concurrent.futures import Future
 
 from course_lib.engine.limits import Limits
 from course_lib.engine.randomness import random_bits
@@ -89,7 +88,7 @@ class Stream:
     def __init__(self) -> None:
         self.cursor = 0
         self.finished: deque[tuple[int, str, bool, int]] = deque(maxlen=20_000)
-        self.waiters: list[Future[None]] = []
+        self.listeners: list[Callable[[], None]] = []
         self.polled = False  # every request of this client counts as asked for
 
     def after(self, cursor: int) -> list[tuple[int, str, bool, int]]:
@@ -136,20 +135,19 @@ class FutureTable:
             return
         with self._lock:
             self._bytes += len(reply.body)
-            waiters = self._report(pending, reply)
-        for waiter in waiters:
-            if waiter.set_running_or_notify_cancel():
-                waiter.set_result(None)
+            listeners = self._report(pending, reply)
+        for tell in listeners:
+            tell()
         self._make_room()
 
-    def _report(self, pending: Pending, reply: Reply) -> list[Future[None]]:
+    def _report(self, pending: Pending, reply: Reply) -> list[Callable[[], None]]:
         if pending.stream is None:
             return []
         stream = self._streams.setdefault(pending.stream, Stream())
         stream.cursor += 1
         stream.finished.append((stream.cursor, pending.request_id, reply.failed, len(reply.body)))
-        waiters, stream.waiters = stream.waiters, []
-        return waiters
+        listeners, stream.listeners = stream.listeners, []
+        return listeners
 
     def delivered(self, pending: Pending) -> None:
         """Note that the result went out; it may go when its time is up or room is needed."""
@@ -173,24 +171,23 @@ class FutureTable:
         with self._lock:
             return self._streams[stream].after(cursor) if stream in self._streams else []
 
-    def waiter(self, stream: tuple[str, int]) -> Future[None]:
-        """A future that is done when a request of this sampling client finishes."""
-        waiter: Future[None] = Future()
+    def listen(self, stream: tuple[str, int], tell: Callable[[], None]) -> None:
+        """Call this once, from any thread, when a request of this sampling client finishes. All
+        its requests count as asked for from now on."""
         with self._lock:
             its = self._streams.setdefault(stream, Stream())
-            its.waiters.append(waiter)
+            its.listeners.append(tell)
             if not its.polled:
                 its.polled = True
                 for pending in self._table.values():
                     if pending.stream == stream:
                         pending.ask()
-        return waiter
 
-    def release(self, stream: tuple[str, int], waiter: Future[None]) -> None:
-        """Take back a waiter that nobody waits for any more."""
+    def unlisten(self, stream: tuple[str, int], tell: Callable[[], None]) -> None:
+        """Take back a listener that has not been called."""
         with self._lock:
-            if stream in self._streams and waiter in self._streams[stream].waiters:
-                self._streams[stream].waiters.remove(waiter)
+            if stream in self._streams and tell in self._streams[stream].listeners:
+                self._streams[stream].listeners.remove(tell)
 
     def close_streams(self, sampling_session: str) -> None:
         """Forget the bulk reports of a sampling session that has ended."""

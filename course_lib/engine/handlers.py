@@ -22,7 +22,6 @@ from tinker.types.session_heartbeat_request import SessionHeartbeatRequest
 
 from course_lib.engine import sampling, saving, search, training
 from course_lib.engine.call import Call
-from course_lib.engine.futures import Pending
 from course_lib.engine.protobuf import read_envelope
 from course_lib.engine.requests import RequestError
 from course_lib.engine.wire import JSON_TYPE, json_reply, read_json
@@ -200,6 +199,25 @@ async def asample(call: Call) -> Any:
 # Results ----------------------------------------------------------------------------------------
 
 
+class LoopEvent:
+    """An event of the running event loop that any thread may set."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._future = self._loop.create_future()
+
+    def set(self) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop has ended
+            self._loop.call_soon_threadsafe(self._resolve)
+
+    async def wait(self, timeout_s: float) -> None:
+        await asyncio.wait([self._future], timeout=timeout_s)
+
+    def _resolve(self) -> None:
+        if not self._future.done():
+            self._future.set_result(None)
+
+
 async def retrieve_future(call: Call) -> Any:
     """Hold the question until the answer is there, 40 s at most; then 408, "ask again"."""
     message = await call.json(FutureRetrieveRequest)
@@ -208,25 +226,14 @@ async def retrieve_future(call: Call) -> Any:
     if pending is None:
         return refusal(410, "The result is gone: fetched long ago, or never asked for here")
     pending.ask()
-    await settled(pending, call.rooms.limits.hold_s)
+    there = LoopEvent()
+    pending.when_settled(there.set)
+    await there.wait(call.rooms.limits.hold_s)
     if pending.reply is None:
         again = {"type": "try_again", "request_id": pending.request_id, "queue_state": "active"}
         return Response(json_reply(again).body, 408, media_type=JSON_TYPE)
     futures.delivered(pending)
     return pending.reply
-
-
-async def settled(pending: Pending, timeout_s: float) -> None:
-    """Wait for the reply, or for so long."""
-    loop = asyncio.get_running_loop()
-    there = loop.create_future()
-
-    def tell() -> None:  # on the thread that brings the reply
-        with contextlib.suppress(RuntimeError):  # the loop has ended
-            loop.call_soon_threadsafe(lambda: there.done() or there.set_result(None))
-
-    pending.when_settled(tell)
-    await asyncio.wait([there], timeout=timeout_s)
 
 
 async def retrieve_futures(call: Call) -> Any:
@@ -238,12 +245,13 @@ async def retrieve_futures(call: Call) -> Any:
     futures.forget(message.retrieved_request_ids, call.owner)
     hold_s = call.rooms.limits.bulk_hold_s
     hold_s = hold_s if message.timeout is None else max(0.0, min(message.timeout, hold_s))
-    waiter = futures.waiter(stream)  # before looking, so that nothing slips between
+    one_more = LoopEvent()
+    futures.listen(stream, one_more.set)  # before looking, so that nothing slips between
     finished = futures.completions(stream, message.prev_cursor)
     if not finished and hold_s:
-        await asyncio.wait([asyncio.wrap_future(waiter)], timeout=hold_s)
+        await one_more.wait(hold_s)
         finished = futures.completions(stream, message.prev_cursor)
-    futures.release(stream, waiter)
+    futures.unlisten(stream, one_more.set)
     completions = [
         {"state": "failed", "request_id": request_id}
         if failed

@@ -149,8 +149,8 @@ band("The base model knows something about this answer", loss_before < predicted
 # (Kingma and Ba 2014).
 #
 # Both calls come back at once with a future. The engine works through them in the order in which
-# they were sent. So a good training step sends both, and waits afterwards: while you wait for
-# nothing, nobody waits for you.
+# they were sent. So a good training step sends both, and waits afterwards: the engine then begins
+# the second the moment the first is done.
 
 
 # %% id="write-train-step" exercise="00.2"
@@ -310,7 +310,7 @@ client = service.create_lora_training_client(service.base_model, rank=16, seed=0
 
 
 def judge(name):
-    """Accuracy of the present weights on problems that are never trained on."""
+    """Accuracy of the present weights on problems never trained on: one sampled answer to each."""
     sampler = client.save_weights_and_get_sampling_client().result()
     found = evaluate(sampler, tokenizer, environment, heldout, max_tokens=40)
     measured(f"{name}: held-out accuracy", found.accuracy, "%")
@@ -361,7 +361,8 @@ band(
 # This was a short version: seconds of training. `posttrain all --config quick` in a terminal trains
 # longer, and reaches what the table in the README shows.
 #
-# Ask the three models something yourself:
+# Ask the three models something yourself. Each answer is sampled, so ask more than once: after so
+# short a training one answer in six or so still goes wrong, even where it begins well.
 
 # %% id="chat"
 from course_lib.widgets import Chat

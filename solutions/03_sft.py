@@ -142,8 +142,9 @@ band("The same seed gives the same order", once == again)
 
 # %% [markdown] id="batches-exercise"
 # A run must be repeatable, or a crash loses it (you will see why). Another order in each epoch, or
-# the model meets the same neighbours again. And no partial batch: its gradient is a sum over fewer
-# rows, so its step is smaller than planned, and its mean loss is noisier than its neighbours'.
+# the model meets the same neighbours again. And no partial batch: its gradient comes from fewer
+# rows, so it is noisier, and Adam hardly makes the step smaller for it: a few rows get nearly the
+# say of a whole batch. Its mean loss is noisier than its neighbours', too.
 
 
 # %% id="write-epoch-batches" exercise="03.2"
@@ -288,7 +289,7 @@ band("The end marker has become cheap", surprise[STEPS][-1] < 0.1 < before[-1])
 # into three kinds, and average each: **form** (signs, commas, words, the end; and the very first
 # token, which decides whether the answer begins with a digit or with "The"), **asked** (the other
 # digits that stand in the question and must be looked up there), **computed** (digits that follow
-# by adding).
+# by adding; some of them only repeat a sum that was just written).
 
 # %% id="kinds-of-tokens"
 KINDS = "fafaaf ccf ccf aaf ccc fffff cccff".replace(" ", "")  # one letter for each token

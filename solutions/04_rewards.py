@@ -277,10 +277,16 @@ for name, margins in (
     print(f"{name:12} {bradley_terry_loss(margins):.3f}")
 
 # %% [markdown] id="reward-model-question"
+# A little over three times as much: far out the loss is the margin itself, and towards 0 it
+# flattens to $\ln 2$. So one pair that is badly wrong does not drown all the others, as it would if
+# the margin were squared.
+#
 # ## A reward model, trained in seconds
 #
-# Where does a language model keep a score? Ours is asked "Is this a good reply?" after the
-# dialogue, and $s = \ln p(\text{yes})$. So the reward model is a LoRA adapter like any other. Its
+# Where does a language model keep a score? Most reward models get a new last layer, which makes one
+# number of the last token's hidden state (Ouyang et al. 2022). Ours keeps its layers: it is asked
+# "Is this a good reply?" after the dialogue, and $s = \ln p(\text{yes})$. So the reward model is a
+# LoRA adapter like any other. Its
 # loss is a function of your own, computed here and sent back as gradients:
 # `forward_backward_custom`. It works wherever the SDK works. Only differences of $s$ count, so it
 # does not matter that "yes" is an unlikely word.

@@ -151,6 +151,10 @@ for name, rewards_G in (("half", [1.0] * 4 + [0.0] * 4), ("all but 1", [1.0] * 7
 # answer gets -2.65. Questions that are nearly always right, or nearly never, count for more than
 # they tell. Liu et al. 2025 ("Dr. GRPO") therefore leave the division out, and so do we.
 #
+# The third kind, `leave_one_out` (RLOO), compares each answer with the other $G - 1$: the group's
+# mean holds the answer itself, which shrinks every advantage to $(G-1)/G$ of it. For one group size
+# that is a constant factor, and Adam does not feel it.
+#
 # Here are the advantages of the groups above. A row of zeros is a **dead group**: nothing to
 # prefer, nothing to learn.
 
@@ -187,12 +191,30 @@ for wanted in sorted(set(group.rewards_G), reverse=True):
     title = f"Reward {wanted:.0f}: advantage {advantage:+.2f} for every token of the answer"
     show(value_strip([tokenizer.decode([token]) for token in tokens], values, title))
 
+# %% [markdown] id="policy-gradient"
+# ## Why push by the advantage?
+#
+# What we want is a high **expected reward** $J = \sum_y p(y)\, r(y)$, over all answers $y$ that the
+# model might give. Since $\nabla p = p\, \nabla \ln p$,
+#
+# $$\nabla J = \sum_y p(y)\, r(y)\, \nabla \ln p(y) = \mathbb{E}\left[r(y)\, \nabla \ln p(y)\right]$$
+#
+# So sample answers, and push up the log-probability of each as hard as it was rewarded. This is the
+# **policy gradient** (REINFORCE, Williams 1992). And any number $b$ may be taken off the reward, if
+# it does not depend on the answer: $\mathbb{E}[b\, \nabla \ln p] = b\, \nabla \sum_y p(y) = 0$, since
+# probabilities add up to 1 whatever the weights. Such a **baseline** changes no average, only the
+# noise. The group's mean is one. (PPO as it was made for language models trains a second network to
+# foretell it, the *critic*; GRPO does without.)
+
 # %% [markdown] id="loss-question"
 # ## What is the first loss?
 #
 # The loss is called `importance_sampling`; lesson 06 is about it. Each token contributes
 #
 # $$-\frac{p_\text{trainer}(\text{token})}{p_\text{sampler}(\text{token})} \cdot A$$
+#
+# Its gradient is the one above: where trainer and sampler agree, the gradient of the ratio is that
+# of $\ln p$. The minus is there because optimizers minimise.
 #
 # and the SDK **sums** over tokens and answers. Before the first step, trainer and sampler are the
 # same model. **Predict** the loss of a group from its advantages and the lengths of its answers.
@@ -298,9 +320,11 @@ band("Centring made the difference", centred.accuracy > plain.accuracy + 0.15)
 
 # %% [markdown] id="centring-lesson"
 # Without a comparison every answer is pushed up with nearly the same force, wrong ones included;
-# the small difference between 11 and 10 drowns in it. Centred, the constant drops out: 11 and 10
-# are the same as 1 and 0. (With plain 1 and 0 and no centring, a run as short as this one hardly
-# differs: wrong answers then are not pushed at all. Try it: replace the 10 by 0.)
+# the small difference between 11 and 10 drowns in it. On average over very many answers both would
+# push the same way, since a baseline changes no average; without one the noise is many times
+# larger than what is to be learned. Centred, the constant drops out: 11 and 10 are the same as 1
+# and 0. (With plain 1 and 0 and no centring, a run as short as this one hardly differs: wrong
+# answers then are not pushed at all. Try it: replace the 10 by 0.)
 #
 # ## What makes a group a group
 #
@@ -383,6 +407,10 @@ band("Larger groups die less often", counted[0] > counted[-1])
 # always right, some nearly never, and both kinds die more often than the average problem. So it
 # gives a lower bound. (Counts tremble: from 48 problems one of the four may touch the formula.)
 #
+# So how large should a group be? What costs is the number of answers, problems times $G$. Small
+# groups die, and their mean is a poor guess at what was to be expected; large groups leave room for
+# few problems, whose luck then rules the step. Eight to sixteen is common; with hard problems, more.
+#
 # ## Why does RL come after SFT?
 #
 # **Predict**: the same GRPO, from the base model, which has never answered a question.
@@ -456,6 +484,11 @@ band("Most answers are worked now", after.worked_share > 0.6)
 # first `=` among them, got positive advantages more often than negative ones. That is all. A habit
 # that was rare in the data became the rule, because it pays.
 #
+# Did you see the dead groups in the dashboard? They die out, and then come back: at the end many
+# groups are all right, which teaches as little as all wrong. Training slows down by itself. Then
+# take harder problems, or sample until enough groups are alive (DAPO's "dynamic sampling", Yu et
+# al. 2025).
+#
 # ## Did it learn to add, or to say what it knew?
 #
 # pass@k is the chance that at least one of $k$ answers is right (Chen et al. 2021). **Predict**:
@@ -496,5 +529,5 @@ progress()
 #
 # ## What next
 #
-# [06 Importance sampling](06_importance_sampling.ipynb): sampling costs more than training. How
+# [06 Importance sampling](06_importance_sampling.ipynb): sampling takes more time than training. How
 # often may one batch of answers be used?

@@ -85,11 +85,16 @@ show(curves_figure(running, "Two estimates", "payment", "presses", steps=counts,
 #
 # $$\mathbb{E}_{x \sim p}[f(x)] = \mathbb{E}_{x \sim q}\left[\frac{p(x)}{q(x)}\, f(x)\right]$$
 #
-# For a language model, $x$ is a token, $q$ the model that sampled it, and $p$ the model that we
-# train:
+# ($q$ must give some chance to everything that $p$ does.) For a language model, $x$ is a token, $q$
+# the model that sampled it, and $p$ the model that we train:
 #
 # $$r = \frac{p(\text{token})}{q(\text{token})}
 # = e^{\,\text{target logprob} - \text{sampling logprob}}$$
+#
+# One thing is given up here. For a whole answer the exact weight is the *product* of its tokens'
+# ratios, which soon explodes or vanishes. To weigh each token by its own ratio ignores that the words
+# before it came from the old model, too. That is a good approximation while the two models are
+# close, and one more reason to stay close.
 #
 # ## Is the ratio 1 when it must be?
 #
@@ -214,7 +219,8 @@ measured("so its ratio cannot exceed", 1 / rare)
 # %% id="ratio-histogram"
 from course_lib.plots.ratios import ratio_histogram
 
-show(ratio_histogram(ratios_S[-1], advantages, title="After seven steps on the same answers"))
+title = "After seven steps on the same answers"
+show(ratio_histogram(ratios_S[-1], advantages, clip=None, title=title))
 
 # %% [markdown] id="ess-question"
 # Two pictures. In the first, the largest ratio rises within a few steps, and then hardly changes.
@@ -266,8 +272,8 @@ band("The batch loses worth", shares[-1] < 0.97 * shares[0])
 # %% [markdown] id="ppo-question"
 # ## PPO: a limit to trust
 #
-# The ratio is right on average. But the loss $-rA$ has no end: a token with $A > 0$ is pushed up,
-# and then up again, on the evidence of one old batch. PPO (proximal policy optimisation, Schulman
+# The ratio mends the average. But the loss $-rA$ has no end: a token with $A > 0$ is pushed up, and
+# then up again, on the evidence of one old batch. PPO (proximal policy optimisation, Schulman
 # et al. 2017, equation 7) stops paying for it once the ratio leaves a range around 1:
 #
 # $$L = -\sum_t \min\left(r_t A_t,\ \text{clip}(r_t, \text{low}, \text{high})\, A_t\right)$$
@@ -366,7 +372,8 @@ show_source(ppo, cispo)
 
 # %% [markdown] id="clip-widget-note"
 # Compare the three. Set the ratio to 1.5 and the advantage to +1, then to -1. The engine's default
-# for CISPO is 0 to 4; here all use the same range.
+# for CISPO is 0 to 4; here all use the same range. CISPO stands on the right only: its gradient is
+# not the slope of its loss, since `sg` hides the weight from the derivative.
 
 # %% id="clip-widget"
 from course_lib.widgets import clip_explorer
@@ -425,7 +432,8 @@ band("PPO stops much earlier", ends["ppo"] < 0.8 * ends["no ratio"])
 # ## Does it pay to use a batch again?
 #
 # Now whole training runs, from the same start, with the same six batches of problems. First
-# gently, at a small learning rate: each batch used once, or four times. **Predict** both curves.
+# gently, at a small learning rate: each batch used once, or four times. **Predict** both curves. And
+# the third: each batch used once, at four times the learning rate.
 
 
 # %% id="train-gentle"
@@ -440,17 +448,22 @@ def train(**changes):
 
 
 runs = {f"used {n}x": train(learning_rate=GENTLE, substeps=n) for n in (1, 4)}
+runs["used 1x, four times the rate"] = train(learning_rate=4 * GENTLE)
 curves = {name: run.rewards for name, run in runs.items()}
 show(curves_figure(curves, "The same number of answers", "reward (mean)", "batch of answers"))
 gentle_late = sum(curves["used 4x"][-3:]) / 3
 gentle = {name: sum(values[1:]) / 5 for name, values in curves.items()}
 for name, reward in gentle.items():
     measured(f"{name}: mean reward from the second batch on", reward)
-band("Using each batch four times learns more from it", gentle["used 4x"] > gentle["used 1x"])
+band("At this rate four uses learn more than one", gentle["used 4x"] > gentle["used 1x"])
 
 # %% [markdown] id="hard-note"
-# Sampling is what costs most, so that is a real gain. And if four times is good, is eight times,
-# with two and a half times the learning rate, better? **Predict** where the two losses end.
+# Four uses learn more from the same answers. But four steps move the model four times as far, and
+# the third curve moves as far with one step: without it one would have praised the reuse for what a
+# larger learning rate does, too. Whether reuse adds anything is asked below, of five starts.
+#
+# And if more movement is good, is eight times, with two and a half times the learning rate, better?
+# **Predict** where the two losses end.
 
 # %% id="train-hard"
 hard = {"learning_rate": HARD, "substeps": SUBSTEPS}

@@ -119,7 +119,9 @@ for right, n in ((5, 10), (50, 100), (10, 10)):
 # %% [markdown] id="interval-answer"
 # Ten times the problems make the interval about three times narrower ($\sqrt{10}$). And ten out of
 # ten gives an interval of no width, as if the model could not fail: the bootstrap cannot imagine
-# what it has not seen. Do not believe it at 0 % or 100 %.
+# what it has not seen. Do not believe it at 0 % or 100 %. There the **rule of three** helps: if all
+# $n$ were right, the model may still be wrong $3/n$ of the time (then all would come out right in
+# $(1 - 3/n)^n$, about one case of twenty). For 10 of 10 that is 30 %.
 #
 # The model of the first paragraph had 31 of 60 right, then 34. With 60 problems such an interval is
 # some 25 points wide, and the five points that were gained lie well inside it.
@@ -340,6 +342,9 @@ quote(str(change), "GRPO against SFT, in the village")
 band("Nothing says that it knows the village better", change.interval[0] <= 0)
 
 # %% [markdown] id="village-lesson"
+# The last number, p, is an exact sign test: if the questions that changed were coins, how often
+# would they fall at least so unevenly?
+#
 # A regression test like this one costs a minute and belongs in every evaluation: what you do not
 # measure, training is free to give away. How much it gives away is a matter of luck as well: of
 # five such runs with different seeds three lost clearly (10, 13 and 18 points), and two could not
@@ -349,7 +354,8 @@ band("Nothing says that it knows the village better", change.interval[0] <= 0)
 # points on average instead of 10, and the sums reached 45 % instead of 61 %. But half as many steps
 # without any leash did about the same: 5 points lost, 48 % right. With a penalty of 1 the village
 # kept nearly all, and next to nothing was learned about sums. On average, whatever learned more of
-# the sums lost more of the village.
+# the sums lost more of the village. What people do about it besides: mix some of the old data into
+# the training ("replay"), or let both tasks stand in one environment, each with its own reward.
 #
 # Read the whole interval. Where it holds 0 there is no evidence of a loss, but a loss as large as
 # its lower end may have passed unseen. With one answer to each question instead of four, that is
@@ -401,7 +407,8 @@ print(f"GRPO at quick: {prefilled:,} prefilled, {sampled:,} sampled, {taught:,} 
 print(f"The trainer reads {taught / sampled:.1f} tokens for every token sampled.")
 
 # %% [markdown] id="cost-lesson"
-# Multiply by the price list of the service you use. Before a hosted run `posttrain sft`, `rl` and
+# That is a count of tokens, and the trainer's share of them is the largest. Of the *time* sampling
+# takes most: it goes token by token. Multiply by the price list of the service you use. Before a hosted run `posttrain sft`, `rl` and
 # `all` show such an estimate and ask; in a notebook `connect()` refuses until you write
 # `connect(confirm=True)`. Nothing here has to ask: these cells cost electricity.
 #
@@ -462,7 +469,8 @@ progress()
 # - Compare models on the same problems, by the gain on each. An interval that holds 0 is no
 #   evidence.
 # - Measure what you did not train, too.
-# - Cost is tokens: prefilled, sampled, trained. The trainer's share is the largest.
+# - Cost is tokens: prefilled, sampled, trained. The trainer's share of them is the largest; sampling
+#   takes the most time.
 # - Another back end is another address, and the same cells.
 #
 # ## What next

@@ -122,10 +122,10 @@ print(f"The rules name {agreed} of 8; the healthy run: {diagnose(healthy) or 'no
 
 # %% [markdown] id="coin-surprise"
 # One surprise in run C: a coin decides what is paid, and still the share of right answers rises for
-# a while. So a rising accuracy does not prove that the *reward* is sound. What may be at work:
-# any reward that differs within a group makes the policy surer of what it says often (its entropy
-# falls here, too), and what this model says often is what SFT taught it. The flat reward gives the
-# coin away.
+# a while. So a rising accuracy does not prove that the *reward* is sound. We do not know why it rose.
+# A coin has no direction on average, yet worked answers went from one in four to nine in ten: a
+# random reward makes a policy drift, and one run is one drift. (It is tossed once per text, so the
+# same answer is always paid the same.) The flat reward gives the coin away.
 #
 # And one in run G: by its reward it is as healthy as the healthy run. Only one panel tells, and it
 # tells at the first step. Part of that reward is the temperature: at 0.5 a model that has learned
@@ -203,8 +203,8 @@ band("A healthy run was accused", unseen["accused"] > 0)
 # ## One run, broken here and mended here
 #
 # Recordings are for looking. Now take a run in hand: the ordinary GRPO of lesson 05, with a
-# learning rate that somebody copied from a full fine-tune of another model: `1e-2`. **Predict**:
-# what does the reward do, and which rule speaks?
+# learning rate that somebody copied from an SFT sweep such as lesson 02's, where it was among the
+# best: `1e-2`. **Predict**: what does the reward do, and which rule speaks?
 
 # %% id="quick-sft"
 from dataclasses import replace
@@ -516,17 +516,18 @@ for text in ("The answer is 42.", "The answer is 42. Thank you.", "Thank you.", 
 from course_lib.evaluation import evaluate
 
 
-def judge(client, name):
+def judge(client, name, seed):
     """Accuracy on the held-out questions, four answers each, with its 95 % interval."""
     sampler = client.save_weights_and_get_sampling_client().result()
-    found = evaluate(sampler, tokenizer, environment, heldout, max_tokens=44, samples=4)
+    asked = {"max_tokens": 44, "samples": 4, "seed": seed}  # a seed of its own: no shared luck
+    found = evaluate(sampler, tokenizer, environment, heldout, **asked)
     measured(f"{name}: right answers", found.accuracy, "%")
     measured(f"{name}: 95 % interval, from", found.interval[0], "%")
     measured(f"{name}: 95 % interval, to", found.interval[1], "%")
     return found
 
 
-untrained = judge(client, "before")
+untrained = judge(client, "before", seed=0)
 quote(untrained.records[0].completions[0], untrained.records[0].prompt)
 band("Fewer than one answer in seven is right", untrained.accuracy < 0.14)
 
@@ -546,7 +547,7 @@ for number, ((a, b, c), row) in enumerate(zip(sorted(prices), rows, strict=True)
 till = service.create_training_client_from_state(start).result()
 short = replace(preset().sft, batch_size=16, epochs=2, max_steps=25, eval_every=0, save_every=0)
 train_sft(till, load_conversations(str(project / "replies.jsonl")), short, tokenizer=tokenizer)
-after_sft = judge(till, "after SFT")
+after_sft = judge(till, "after SFT", seed=1)
 
 # %% id="own-rl"
 config = replace(sound, steps=16, max_tokens=44)
@@ -568,17 +569,21 @@ band("It has found its manners", sum(thanks[-3:]) / 3 > thanks[0] + 0.15)
 from course_lib.comparison import compare
 from course_lib.plots.groups import intervals_figure
 
-after_rl = judge(till, "after GRPO")
+after_rl = judge(till, "after GRPO", seed=2)
 gain = compare(untrained, after_rl)
 stages = {"before": untrained, "after SFT": after_sft, "after GRPO": after_rl}
 values = [each.accuracy for each in stages.values()]
 limits = [each.interval for each in stages.values()]
 show(intervals_figure(list(stages), values, limits, "Held-out questions", "right answers (share)"))
-quote(str(gain), "GRPO against the start")
+quote(str(gain), "SFT and GRPO against the start")
+quote(str(compare(after_sft, after_rl)), "of this GRPO's part, against SFT")
 band("The interval of the gain lies above zero", gain.interval[0] > 0)
 quote(after_rl.records[0].completions[0], after_rl.records[0].prompt)
 
 # %% [markdown] id="certificate-note"
+# The last line is one sampled answer, as it came. Where the working is right and the end is not, it
+# is one of the wrong ones that the accuracy counts.
+#
 # ## Your certificate
 #
 # A result that others can believe names both accuracies, the gain in *points*, and how many
@@ -588,7 +593,7 @@ quote(after_rl.records[0].completions[0], after_rl.records[0].prompt)
 
 # %% id="write-certificate" exercise="10.3"
 def before_and_after(base, tuned):
-    """Scores (0.0 or 1.0) of two models on the same problems, as a dict:
+    """Scores (0 to 1) of two models on the same problems, problem by problem, as a dict:
 
     "base" and "tuned" in per cent, "gain_points" in points, "problems" counted."""
     before, after = (100 * sum(scores) / len(scores) for scores in (base, tuned))
@@ -599,18 +604,20 @@ def before_and_after(base, tuned):
 before_and_after = check("10.3", before_and_after)
 
 # %% [markdown] id="save-certificate-note"
-# One answer to each question counts here, so that the problems are counted and not the samples; the
-# gain is therefore not quite the one above. Its interval is the one above, of all four answers to
-# each question, as shares.
-# The certificate keeps beside the numbers what somebody needs to do it again: the checkpoint, the
-# data, the seed, and the interval.
+# The score of a question is the share of its four answers that were right. So the gain is the one
+# above, and so is its interval, in points as well. (It is the questions that are counted, not the
+# answers: four answers to one question are no four questions.) Beside the numbers the certificate
+# keeps what somebody needs to do it again: the checkpoint, the data and the seed.
 
 # %% id="save-certificate"
 checkpoint = till.save_state("till").result().path
-scores = [[record.correct[0] for record in found.records] for found in (untrained, after_rl)]
+scores = [
+    [sum(record.correct) / len(record.correct) for record in found.records]
+    for found in (untrained, after_rl)
+]
 certificate = {
     **before_and_after(*scores),
-    "gain_interval": gain.interval,
+    "gain_interval_points": [100 * end for end in gain.interval],
     "checkpoint": checkpoint,
     "data": "till.jsonl",
     "seed": 0,
@@ -618,6 +625,8 @@ certificate = {
 text = json.dumps(certificate, indent=1, default=float)  # float: also of an array's or a tensor's
 (project / "certificate.json").write_text(text, encoding="utf-8")
 measured("gain in points", certificate["gain_points"])
+for name, end in zip(("from", "to"), certificate["gain_interval_points"], strict=True):
+    measured(f"95 % interval in points, {name}", end)
 print(f"judged on {certificate['problems']} held-out questions; written to certificate.json")
 band("At least 30 points better", certificate["gain_points"] > 30)
 

@@ -202,6 +202,21 @@ def test_the_ratio_histogram_counts_both_signs_and_says_what_the_clip_silences()
     assert "silent under PPO's clip 0.8 .. 1.2: 50%" in description(figure)
 
 
+def test_a_histogram_without_a_clip_draws_no_range_and_names_none():
+    figure = ratios.ratio_histogram([0.5, 1.5], [1, -1], clip=None)
+    assert len(figure.axes[0].lines) == 1  # zero
+    assert "clip" not in description(figure)
+    assert "ratios 0.5 to 1.5" in description(figure)
+
+
+def test_a_loss_whose_gradient_is_not_its_slope_is_drawn_on_the_right_only():
+    curves = {"ppo": ([1, 2], [3, 4]), "cispo": ([5, 6], [7, 8])}
+    left, right = ratios.losses_figure([0.5, 1.0], curves, 1.0, 0.9, (0.8, 1.2)).axes
+    drawn = [[line.get_label() for line in axes.lines[:4]] for axes in (left, right)]
+    assert "cispo" not in drawn[0]
+    assert "cispo" in drawn[1]
+
+
 def test_ratios_far_outside_are_counted_in_the_outermost_bars():
     """Once one ratio of 0.00005 squeezed all the others into a single bar."""
     figure = ratios.ratio_histogram([5e-5, 1.0, 1.0, 400.0], [1, 1, 1, 1])
@@ -308,6 +323,12 @@ def test_a_merge_beyond_the_tolerance_is_hatched_and_its_bar_ends_at_its_error()
         "0.0e+00",
         "3.0e+01",
     ]
+
+
+def test_a_heat_map_with_names_tells_the_means_of_the_fewer_ones():
+    values, names = [[1.0, 0.0], [1.0, 0.5], [1.0, 0.4]], {"rows": "abc", "columns": ["x", "y"]}
+    words = description(heat.heat_map(values, "T", "judge", "reply", "reward", **names))
+    assert words.endswith("Highest: a, x. Means: x 1; y 0.3.")
 
 
 def test_rounding_shows_unmoved_weights_and_the_logits_error_by_the_size_of_the_change():

@@ -74,6 +74,18 @@ def steps(client: tinker.TrainingClient, count: int, rate: float = 1e-3) -> list
     return losses
 
 
+def test_of_a_large_batch_with_one_wrong_datum_nothing_stays(service: tinker.ServiceClient):
+    client, data = trainer(service), [datum(0, 2)] * 1030
+    data[1028] = types.Datum(
+        model_input=types.ModelInput.from_ints([1, 2]),
+        loss_fn_inputs={"target_tokens": [2, 99_999], "weights": [1.0, 1.0]},
+    )
+    with pytest.raises(tinker.RequestFailedError, match=r"data\[1028\]"):
+        client.forward_backward(data, "cross_entropy").result(WAIT_S)
+    update = client.optim_step(types.AdamParams(learning_rate=0.0)).result(WAIT_S)
+    assert update.metrics["grad_norm:mean"] == 0
+
+
 def test_the_loss_falls(service: tinker.ServiceClient):
     losses = steps(trainer(service), 8)
     assert losses[-1] < losses[0]

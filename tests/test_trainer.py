@@ -319,6 +319,15 @@ def test_a_loss_that_overflows_changes_no_gradient():
     assert torch.equal(before, adapter.gradients)
 
 
+@pytest.mark.parametrize("size", [math.nan, 1e30])
+def test_weights_that_blew_up_are_named_and_not_the_sampling_logprobs(size: float):
+    base = tiny_base()
+    adapter = base.new_adapter(SPEC)
+    adapter.flat.data.fill_(size)
+    with pytest.raises(RequestError, match="training has blown up; .* a lower learning rate"):
+        forward_backward(base, adapter, TrainRequest(SFT, "cross_entropy"))
+
+
 def test_several_targets_are_for_cross_entropy_alone():
     base = tiny_base()
     inputs = {"target_tokens": np.zeros((6, 2), np.int64)}

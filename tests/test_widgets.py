@@ -174,10 +174,12 @@ def test_a_setting_that_makes_no_sense_is_told_in_the_picture():
 # --- the live dashboard
 
 
-def slow_training(steps: int, *, on_step: Any) -> int:
-    """A stand-in for train_sft: the number of steps it made."""
+def slow_training(steps: int, *, on_step: Any, fourth: threading.Event | None = None) -> int:
+    """A stand-in for train_sft: the number of steps it made. The fourth one may have to wait."""
     for step in range(1, steps + 1):
         time.sleep(0.02)
+        if step == 4 and fourth is not None:
+            assert fourth.wait(20)
         try:
             on_step(step, steps, {"train/nll": 1.0 / step})
         except StopTraining:
@@ -210,13 +212,14 @@ def test_the_dashboard_is_displayed_once_and_leaves_a_picture(shown):
 
 
 def test_stop_holds_the_training_and_resume_goes_on_while_the_cell_awaits(shown):
-    dashboard = LiveTraining()
+    dashboard, pressed = LiveTraining(), threading.Event()
     seen: list[int] = []
 
     async def cell() -> int:
-        running = asyncio.create_task(dashboard.run(slow_training, 12))
+        running = asyncio.create_task(dashboard.run(slow_training, 12, fourth=pressed))
         await until(lambda: len(dashboard.rows) >= 3)
         dashboard.stop.click()
+        pressed.set()
         for _ in range(2):
             await asyncio.sleep(0.25)
             seen.append(len(dashboard.rows))

@@ -229,7 +229,7 @@ DECIDE = Exercise(
                 for name, (low, high) in runs.items()
                 if low < 0 < high
             ),
-            "A run was decided although its interval holds 0: luck alone explains such a gain.",
+            "A run was decided although its interval holds 0: luck alone could explain the gain.",
         ),
         Property(
             lambda decided, runs: decided == verdicts(runs),
@@ -238,7 +238,7 @@ DECIDE = Exercise(
     ),
     hints=(
         "Ask of each interval: does it hold 0?",
-        "If 0 lies inside, chance alone explains the gain.",
+        "If 0 lies inside, chance alone could explain the gain: you cannot claim one.",
         "If both ends are above 0 the run is better, if both are below it is worse.",
     ),
     stub='decided = ...  # {"A": "better" | "worse" | "no evidence", "B": ..., "C": ..., "D": ...}',

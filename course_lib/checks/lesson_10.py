@@ -280,7 +280,7 @@ CERTIFICATE = Exercise(
         "Return a dict with the keys base, tuned, gain_points and problems.",
     ),
     stub='''def before_and_after(base, tuned):
-    """Scores (0.0 or 1.0) of two models on the same problems, as a dict:
+    """Scores (0 to 1) of two models on the same problems, problem by problem, as a dict:
 
     "base" and "tuned" in per cent, "gain_points" in points, "problems" counted."""
     return ...''',

@@ -21,6 +21,7 @@ from course_lib.engine import handlers, listing
 from course_lib.engine.access import Access, Door
 from course_lib.engine.call import Call, Settings
 from course_lib.engine.handlers import refusal
+from course_lib.engine.limits import Limits
 from course_lib.engine.requests import NotFoundError, RequestError
 from course_lib.engine.rooms import Rooms
 from course_lib.engine.sessions import EndedError
@@ -32,8 +33,15 @@ Endpoint = Callable[[Request], Awaitable[Response]]
 
 # What the SDK is told to do. Each sample in flight holds two sockets of this one process, one at
 # either end, so their number stays below what a system allows (256 files on macOS). A watchdog for
-# each sample, which speaks after two hours, costs a tenth of what the SDK does for it.
-CLIENT_CONFIG = {"sample_max_concurrent_requests": 96, "sample_enable_stuck_detection": False}
+# each sample, which speaks after two hours, costs a tenth of what the SDK does for it. And a batch
+# is not cut into requests while `Limits` allows: of several one may fail alone, and the gradients of
+# the others would stay.
+CLIENT_CONFIG = {
+    "sample_max_concurrent_requests": 96,
+    "sample_enable_stuck_detection": False,
+    "fwdbwd_max_chunk_len": Limits.data_per_request,
+    "fwdbwd_max_chunk_bytes_count": 48_000_000,  # less than the 50 that it sends at once
+}
 
 CHECKPOINT = "training_runs/{run}/checkpoints/{kind}/{name}"
 ROUTES: list[tuple[str, str, Handler]] = [

@@ -13,7 +13,7 @@ class Limits:
 
     body_bytes: int = 64 * MIB  # one request body, after decompression
     dense_cells: int = 16 * MIB  # cells of one tensor made dense from CSR
-    data_per_request: int = 16_384  # datums of one forward_backward; the SDK sends up to 1,024
+    data_per_request: int = 16_384  # datums of one forward_backward
     tokens_per_request: int = 4 * MIB
     samples_per_request: int = 1024
     logprob_cells: int = 4 * MIB  # prompt length x k of one request, per kind of prompt logprobs

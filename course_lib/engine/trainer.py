@@ -52,7 +52,7 @@ def _forward_backward(base: BaseModel, adapter: Adapter, request: TrainRequest) 
             with torch.set_grad_enabled(not request.forward_only):
                 logprobs = score(base, adapter, batch)  # (M,) or (M, K)
                 loss = token_losses(request, batch, logprobs).sum()
-            total += finite(loss.item(), "the loss")
+            total += finite(loss.item(), adapter, request.loss_fn)
             if loss.requires_grad:
                 loss.backward(retain_graph=True)  # the arranged weights serve the next batch, too
             for row, values in zip(rows, split(logprobs.detach().cpu(), batch), strict=True):
@@ -126,8 +126,14 @@ def prepare(base: BaseModel, adapter: Adapter) -> None:
         base.arranged(base.llama, adapter)
 
 
-def finite(value: float, what: str) -> float:
-    """The value, unless it is infinite or not a number."""
-    if not math.isfinite(value):
-        raise RequestError(f"{what} is {value}; are the sampling logprobs those of this policy?")
-    return value
+def finite(loss: float, adapter: Adapter, loss_fn: str) -> float:
+    """The loss, unless it is infinite or not a number; then the likeliest cause is told."""
+    if math.isfinite(loss):
+        return loss
+    if bool(adapter.flat.isfinite().all()) and "logprobs" in LOSS_INPUTS[loss_fn]:
+        cause = "are the sampling logprobs those of this policy?"
+    else:
+        cause = (
+            "training has blown up; go back to an earlier checkpoint, and take a lower learning rate"
+        )
+    raise RequestError(f"the loss is {loss}; {cause}")

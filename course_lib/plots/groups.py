@@ -64,8 +64,8 @@ def luck_figure(gains: Sequence[float], resampled: Sequence[float], level: float
         figure, axes = new_figure()
         axes.hist(list(resampled), bins=30, color=BLUE, hatch="//", edgecolor="white")
         axes.axvspan(low, high, color="#56B4E9", alpha=0.25, label=f"{level:.0%} interval")
-        axes.axvline(0, color=VERMILLION, linestyle="--", label="no difference")
         axes.axvline(mean, color=INK, label=f"measured: {100 * mean:+.1f} points")
+        axes.axvline(0, color=VERMILLION, linestyle="--", label="no difference")  # seen on top
         label(axes, f"This gain {verdict}", "mean gain (share of problems)", "resamples")
         axes.set_title(axes.get_title(loc="left"), pad=26)
         legend_above(axes)

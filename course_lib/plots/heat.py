@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 Matrix = Sequence[Sequence[float]]
 MOST_NUMBERS = 160  # cells; with more of them the numbers could not be read
+MOST_MEANS = 8  # that the description tells
 
 
 def heat_map(
@@ -55,7 +56,17 @@ def heat_map(
     if rows and columns:
         top = flat.index(max(flat))
         words += f" Highest: {rows[top // len(columns)]}, {columns[top % len(columns)]}."
+        words += _means(values, rows, columns)
     return describe(figure, titled(title, words))
+
+
+def _means(values: Matrix, rows: Sequence[str], columns: Sequence[str]) -> str:
+    """The mean of each row, or of each column where these are fewer; nothing if both are many."""
+    names, lines = (rows, values) if len(rows) <= len(columns) else (columns, [*zip(*values)])
+    if len(names) > MOST_MEANS:
+        return ""
+    means = (f"{name} {sum(line) / len(line):.3g}" for name, line in zip(names, lines, strict=True))
+    return f" Means: {'; '.join(means)}."
 
 
 def _ticks(axes, rows: Sequence[str] | None, columns: Sequence[str] | None) -> None:

@@ -98,13 +98,15 @@ def lora_run_figure(runs: Mapping[Run, Sequence[float]], chosen: Run, every: int
         title = f"rank {rank}, alpha {alpha:g}, rate {rate:g}"
         label(left, title, "step (grey: the other runs)", "held-out loss (nats)")
         right.plot([r for r, _ in finals], [loss for _, loss in finals], color=BLUE, linestyle="--")
+        beyond = [r for r, loss in finals if loss > top]  # off the picture: an arrow tells
+        right.plot(beyond, [0.96 * top] * len(beyond), color=BLUE, marker="^", linestyle="")
         if math.isfinite(curve[-1]):
             right.plot(
                 [rate], [curve[-1]], marker="o", markersize=13, markerfacecolor="none", color=INK
             )
         right.set_xscale("log")
         right.set_ylim(0, top)
-        label(right, "Last loss by learning rate", "learning rate (log scale)", "")
+        label(right, "Last loss by learning rate", "learning rate (log scale)", "held-out loss (nats)")
     end = (
         f"{curve[0]:.2f} to {curve[-1]:.2f}" if math.isfinite(curve[-1]) else "upwards: it blew up"
     )

@@ -90,6 +90,6 @@ def rounding_figure(
         percent_axis(axes)
         axes.set_ylim(-0.03, max(1.05, 1.05 * max(error)))
         axes.legend(loc="upper right")
-    first, last = (f"{share:.0%}" for share in (unmoved[0], unmoved[-1]))
-    words = f"from {first} unmoved weights at {sizes[0]:.1g} to {last} at {sizes[-1]:.1g}"
-    return describe(figure, titled(title, f"{words} of the weight."))
+    still, lost = (f"{each[0]:.0%} to {each[-1]:.0%}" for each in (unmoved, error))
+    words = f"a change of {sizes[0]:.1g} to {sizes[-1]:.1g} of the weight: {still} of the weights"
+    return describe(figure, titled(title, f"{words} unmoved, {lost} of the effect lost."))

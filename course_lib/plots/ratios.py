@@ -28,7 +28,7 @@ Curve = tuple[Sequence[float], Sequence[float]]  # loss and gradient by ratio
 def ratio_histogram(
     ratios: Sequence[float],
     advantages: Sequence[float],
-    clip: tuple[float, float] = (0.8, 1.2),
+    clip: tuple[float, float] | None = (0.8, 1.2),
     title: str = "How far has the policy moved?",
 ) -> Figure:
     """Ratios of tokens with positive and with negative advantage, and what PPO's clip cuts off."""
@@ -36,7 +36,6 @@ def ratio_histogram(
 
     up = [r for r, a in zip(ratios, advantages, strict=True) if a > 0]
     down = [r for r, a in zip(ratios, advantages, strict=True) if a < 0]
-    lost = sum(r > clip[1] for r in up) + sum(r < clip[0] for r in down)
     low, high = max(SHOWN[0], min([0.5, *ratios])), min(SHOWN[1], max([2.0, *ratios]))
     edges = np.geomspace(low * 0.98, high * 1.02, 41)
     with course_style():
@@ -47,8 +46,10 @@ def ratio_histogram(
             look = {"color": colour, "hatch": hatch, "edgecolor": "white", "linewidth": 0.5}
             axes.bar(edges[:-1], counts, width=np.diff(edges), align="edge", label=name, **look)
         axes.axhline(0, color=INK, linewidth=0.8)
-        for bound in clip:
-            axes.axvline(bound, color=INK, linestyle="--", linewidth=1)
+        if clip:
+            look = {"color": INK, "linestyle": "--", "linewidth": 1}
+            axes.axvline(clip[0], label="PPO's clip range", **look)
+            axes.axvline(clip[1], **look)
         axes.set_xscale("log")
         _plain_ticks(axes)
         axes.set_yscale("symlog", linthresh=5)  # a few moved tokens among hundreds must be seen
@@ -58,9 +59,11 @@ def ratio_histogram(
         axes.yaxis.set_major_formatter(lambda value, _: f"{abs(value):g}")  # down is a count, too
         label(axes, title, "ratio = p(trainer) / p(sampler), log scale", "tokens, log scale")
         axes.legend(loc="upper right")
-    share = lost / max(1, len(up) + len(down))
-    silent = f"silent under PPO's clip {clip[0]} .. {clip[1]}: {share:.0%}"
-    words = f"{len(up) + len(down)} tokens; {silent}"
+    words = f"{len(up) + len(down)} tokens, ratios {min(ratios):.2g} to {max(ratios):.2g}"
+    if clip:
+        lost = sum(r > clip[1] for r in up) + sum(r < clip[0] for r in down)
+        share = lost / max(1, len(up) + len(down))
+        words += f"; silent under PPO's clip {clip[0]} .. {clip[1]}: {share:.0%}"
     return describe(figure, titled(title, f"Histogram of ratios: {words}."))
 
 
@@ -79,12 +82,16 @@ def losses_figure(
     ratio: float,
     clip: tuple[float, float],
 ) -> Figure:
-    """Loss and gradient of several losses over the ratio, with one ratio marked on each curve."""
+    """Loss and gradient of several losses over the ratio, with one ratio marked on each curve.
+
+    CISPO's loss is left out: its gradient is not its slope, so the curve would only mislead.
+    """
     nearest = min(range(len(ratios)), key=lambda i: abs(ratios[i] - ratio))
     with course_style():
         figure, (left, right) = new_figure(1, 2, size=(7.2, 3.3), sharex=True)
         for number, (name, pair) in enumerate(curves.items()):
-            for axes, values in zip((left, right), pair, strict=True):
+            places = (right,) if name == "cispo" else (left, right)
+            for axes, values in zip(places, pair[-len(places) :], strict=True):
                 style = {"color": CYCLE[number], "linestyle": DASHES[number], "marker": ""}
                 axes.plot(ratios, values, label=name, linewidth=2.4 - 0.5 * number, **style)
                 mark = {"color": CYCLE[number], "marker": "osD"[number % 3], "linestyle": ""}
@@ -94,7 +101,7 @@ def losses_figure(
                 axes.axvline(bound, color=INK, linestyle=":", linewidth=1)
         label(left, f"Loss of one token, A = {advantage:+.2g}", "ratio", "loss")
         label(right, "Gradient by its logprob", "ratio", "gradient")
-        handles, names = left.get_legend_handles_labels()
+        handles, names = right.get_legend_handles_labels()
         figure.legend(handles, names, loc="outside lower center", ncols=len(names))
     at = ", ".join(f"{name} {pair[1][nearest]:+.2g}" for name, pair in curves.items())
     words = f"at ratio {ratios[nearest]:.2f} and advantage {advantage:+.2g} the gradients are: {at}"

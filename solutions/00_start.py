@@ -202,7 +202,6 @@ def answer_logprob(sampling_client):
 
 answer_tokens = sum(rendered.weights)
 logprob_before = -loss_before * answer_tokens
-logprob_trained = -loss_after * answer_tokens
 band("The sampler has noticed the step", abs(answer_logprob(sampler) - logprob_before) > 0.05)
 
 # %% [markdown] id="stale-exercise"
@@ -214,7 +213,8 @@ fresh = client.save_weights_and_get_sampling_client().result()
 logprob_after = answer_logprob(fresh)
 
 # %% id="check-stale-sampler"
-logprob_after = check("00.3", logprob_after, before=logprob_before, trained=logprob_trained)
+trained = -nll(client, [datum]) * answer_tokens  # what the trainer itself says now
+logprob_after = check("00.3", logprob_after, before=logprob_before, trained=trained)
 
 # %% [markdown] id="photograph"
 # A sampling client is a photograph of the weights. That is on purpose: while one part of a
@@ -286,10 +286,11 @@ for asked, right in ((question, "129"), (other, "97")):
 #    what *pays*.
 #
 # First a fresh client, and how it does before anything has happened to it. While the training runs,
-# the dashboard moves; **Stop** holds it after the step at hand, **Resume** goes on (`await` keeps
-# the buttons alive while the cell waits for the training). Of the three
-# curves of GRPO look at the left one: the mean reward, here the share of right answers. (The other
-# two are explained in lessons 05 and 06.)
+# the dashboard moves; **Stop** holds it after the step at hand, **Resume** goes on, **Finish** ends
+# there (`await` keeps the buttons alive while the cell waits for the training). A training cell
+# that is run again goes on from the weights as they are; to start anew, begin at the cell that
+# makes the client. Of the three curves of GRPO look at the left one: the mean reward, here the
+# share of right answers. (The other two are explained in lessons 05 and 06.)
 
 # %% id="settings"
 from dataclasses import replace
@@ -361,8 +362,8 @@ band(
 # This was a short version: seconds of training. `posttrain all --config quick` in a terminal trains
 # longer, and reaches what the table in the README shows.
 #
-# Ask the three models something yourself. Each answer is sampled, so ask more than once: after so
-# short a training one answer in six or so still goes wrong, even where it begins well.
+# Ask the three models something yourself. After so short a training one answer in six or so still
+# goes wrong, even where it begins well. (Take the tick away, and each answer is sampled anew.)
 
 # %% id="chat"
 from course_lib.widgets import Chat

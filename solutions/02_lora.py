@@ -316,9 +316,9 @@ band("At rank 4 it keeps more of the improvement than of the energy", gained[3] 
 # the energy and only a tenth of the improvement. Most of that width comes from the optimizer: Adam
 # gives every number a step of about the same size, whether its gradient was large or small. With
 # SGD and momentum in its place, and the rows in five orders, sixteen ranks held 97 to 98 % of the
-# energy (with Adam, in the same orders, 81 to 83 %), and still all of the improvement (`data/results/README.md`, "The
-# width of a full fine-tune's change"). This is why LoRA can work: it does not search where there
-# is little to find.
+# energy (with Adam, in the same orders, 81 to 83 %), and still all of the improvement
+# (`data/results/README.md`, "The width of a full fine-tune's change"). This is why LoRA can work:
+# it does not search where there is little to find.
 #
 # One caution. That is a fact about *this* change: a new format and a new habit, learned from a few
 # hundred rows. Teaching a model a new language from billions of tokens is another matter.
@@ -396,8 +396,8 @@ band("LoRA reaches nine tenths of the improvement", reached > 0.9)
 # Read that share as "about all of it": it is the best of three runs against one, on 32 held-out
 # rows, and nobody looked for the best learning rate of either. They are not the same. Here LoRA
 # runs at twice the rate of the full fine-tune; over many models and data sets its best rate was
-# about ten times that of full fine-tuning (Schulman and Thinking Machines 2025, "LoRA Without Regret"). Who takes
-# the rate along from one to the other may find that "LoRA does not learn".
+# about ten times that of full fine-tuning (Schulman and Thinking Machines 2025, "LoRA Without
+# Regret"). Who takes the rate along from one to the other may find that "LoRA does not learn".
 #
 # ## And alpha?
 #

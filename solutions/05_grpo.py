@@ -197,14 +197,15 @@ for wanted in sorted(set(group.rewards_G), reverse=True):
 # What we want is a high **expected reward** $J = \sum_y p(y)\, r(y)$, over all answers $y$ that the
 # model might give. Since $\nabla p = p\, \nabla \ln p$,
 #
-# $$\nabla J = \sum_y p(y)\, r(y)\, \nabla \ln p(y) = \mathbb{E}\left[r(y)\, \nabla \ln p(y)\right]$$
+# $$\nabla J = \sum_y p(y)\, r(y)\, \nabla \ln p(y)
+# = \mathbb{E}\left[r(y)\, \nabla \ln p(y)\right]$$
 #
 # So sample answers, and push up the log-probability of each as hard as it was rewarded. This is the
 # **policy gradient** (REINFORCE, Williams 1992). And any number $b$ may be taken off the reward, if
-# it does not depend on the answer: $\mathbb{E}[b\, \nabla \ln p] = b\, \nabla \sum_y p(y) = 0$, since
-# probabilities add up to 1 whatever the weights. Such a **baseline** changes no average, only the
-# noise. The group's mean is one. (PPO as it was made for language models trains a second network to
-# foretell it, the *critic*; GRPO does without.)
+# it does not depend on the answer: $\mathbb{E}[b\, \nabla \ln p] = b\, \nabla \sum_y p(y) = 0$,
+# since probabilities add up to 1 whatever the weights. Such a **baseline** changes no average, only
+# the noise. The group's mean is one. (PPO as it was made for language models trains a second
+# network to foretell it, the *critic*; GRPO does without.)
 
 # %% [markdown] id="loss-question"
 # ## What is the first loss?
@@ -409,7 +410,8 @@ band("Larger groups die less often", counted[0] > counted[-1])
 #
 # So how large should a group be? What costs is the number of answers, problems times $G$. Small
 # groups die, and their mean is a poor guess at what was to be expected; large groups leave room for
-# few problems, whose luck then rules the step. Eight to sixteen is common; with hard problems, more.
+# few problems, whose luck then rules the step. Eight to sixteen is common; with hard problems,
+# more.
 #
 # ## Why does RL come after SFT?
 #
@@ -529,5 +531,5 @@ progress()
 #
 # ## What next
 #
-# [06 Importance sampling](06_importance_sampling.ipynb): sampling takes more time than training. How
-# often may one batch of answers be used?
+# [06 Importance sampling](06_importance_sampling.ipynb): sampling takes more time than training.
+# How often may one batch of answers be used?

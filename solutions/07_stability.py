@@ -165,9 +165,9 @@ kl_sampler().show()
 
 # %% [markdown] id="kl-widget-answer"
 # k1 spreads most here, and some of its estimates are negative. (Not everywhere: k3 holds $q/p$, and
-# explodes where the reference likes what the policy hardly says.) k2 is as good as k3 while the reference
-# is near. Far away its mean misses the exact value, however many tokens there are; k3's does not,
-# at any distance.
+# explodes where the reference likes what the policy hardly says.) k2 is as good as k3 while the
+# reference is near. Far away its mean misses the exact value, however many tokens there are; k3's
+# does not, at any distance.
 #
 # The library works with the same three. (In its words $r$ is $q/p$, so that $d = \ln r$.)
 
@@ -207,8 +207,8 @@ for name, values in rewards.items():
 # rare after SFT, so preferring them *is* a distance. But the leash itself would allow most of it:
 # reward minus KL is largest where a right answer is $e^{1/\beta}$ = 28 times as likely as before
 # against a wrong one (Rafailov et al. 2023, equation 4). That turns one right answer in seven into
-# five in six, and lies a little over one nat away. Twelve large, noisy steps need not find it. A nat
-# costs 0.3 of a reward that is 1 at most: a run that has gone two or three nats out is paid for
+# five in six, and lies a little over one nat away. Twelve large, noisy steps need not find it. A
+# nat costs 0.3 of a reward that is 1 at most: a run that has gone two or three nats out is paid for
 # coming back, and gives up what it had found on the way.
 #
 # A leash is worth its price where the reward can be cheated (lesson 04), or where the model must
@@ -278,10 +278,10 @@ show(ratio_histogram(ratios, advantages, title=title))
 # Most tokens are sure at any temperature. The disagreement sits on the few at which the model
 # hesitates, and those are the ones that decide an answer. Nothing crashes. Each ratio is still the
 # right weight for its own token (lesson 06), but not for the tokens before it; rare tokens carry
-# large weights; PPO's clip may silence tokens before anything has moved; and the reward that you watch
-# is earned by another policy than the one you train. A sampler with rounded weights, or a chat
-# template that differs by one space, does the same. So: look at the ratio before the first step. It
-# must be 1.
+# large weights; PPO's clip may silence tokens before anything has moved; and the reward that you
+# watch is earned by another policy than the one you train. A sampler with rounded weights, or a
+# chat template that differs by one space, does the same. So: look at the ratio before the first
+# step. It must be 1.
 #
 # It does not see everything. Top-p and top-k sampling leave out the unlikely tokens, but our engine
 # reports the logprobs from before that cut: the ratio stays 1, although the samples come from
@@ -304,8 +304,8 @@ band("The batch has lost some of its worth", worth[-1] < 0.97)
 band("The model has moved on from it", away[-1] > 2 * away[0])
 
 # %% [markdown] id="staleness-lesson"
-# Read both curves. The worth may even rise again while the model moves on: the effective sample size
-# sees only large ratios (lesson 06), and a token that became rare weighs nothing.
+# Read both curves. The worth may even rise again while the model moves on: the effective sample
+# size sees only large ratios (lesson 06), and a token that became rare weighs nothing.
 #
 # It is the *model's* movement that makes a batch old, not time: under a smaller learning rate it
 # lasts longer. Large systems set a limit in steps, and watch the ratio beside it. (The tokens are
@@ -418,8 +418,8 @@ band(
 # one of a short answer, and they have more of them. Divided by their own length, the long ones lose
 # much less than that, and the short ones lose more. (As whole answers the long ones still lose
 # more, under both rules; what the division changes is by how many times.) They are all just as
-# wrong. That is the mechanism. What it does over thousands of steps on problems that a model cannot solve, wrong
-# answers that grow longer and longer, is shown by Liu et al. (2025).
+# wrong. That is the mechanism. What it does over thousands of steps on problems that a model cannot
+# solve, wrong answers that grow longer and longer, is shown by Liu et al. (2025).
 
 # %% [markdown] id="dpo-question"
 # ## DPO: no sampling at all
@@ -496,10 +496,11 @@ band("DPO helped", accuracies[1] > accuracies[0] + 0.1)
 # Look at the curve of the chosen answers again: they were chosen, and they did not gain. At first
 # their curve wanders about zero; by the end they are mostly rarer than before training, too. The
 # rejected ones only fell much further. DPO asks for a *gap*, and a gap opens just as well if both
-# fall and the rejected ones fall faster. Nearly every word of a rejected answer ("The answer is ...")
-# stands in the chosen one, too, so what pushes it down pulls there as well. (Each point of the curves
-# is another batch of eight pairs, so they tremble.) The accuracy rises all the same, because what the model says instead is
-# like the chosen answers in what matters: it shows its working.
+# fall and the rejected ones fall faster. Nearly every word of a rejected answer ("The answer is
+# ...") stands in the chosen one, too, so what pushes it down pulls there as well. (Each point of
+# the curves is another batch of eight pairs, so they tremble.) The accuracy rises all the same,
+# because what the model says instead is like the chosen answers in what matters: it shows its
+# working.
 #
 # GRPO would have taken one step with these answers, and then asked the model anew. DPO stays with
 # what is on file: cheaper, simpler, and blind to what the model does by now.

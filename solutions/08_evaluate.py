@@ -408,9 +408,10 @@ print(f"The trainer reads {taught / sampled:.1f} tokens for every token sampled.
 
 # %% [markdown] id="cost-lesson"
 # That is a count of tokens, and the trainer's share of them is the largest. Of the *time* sampling
-# takes most: it goes token by token. Multiply by the price list of the service you use. Before a hosted run `posttrain sft`, `rl` and
-# `all` show such an estimate and ask; in a notebook `connect()` refuses until you write
-# `connect(confirm=True)`. Nothing here has to ask: these cells cost electricity.
+# takes most: it goes token by token. Multiply by the price list of the service you use. Before a
+# hosted run `posttrain sft`, `rl` and `all` show such an estimate and ask; in a notebook
+# `connect()` refuses until you write `connect(confirm=True)`. Nothing here has to ask: these cells
+# cost electricity.
 #
 # ## The same cells, somewhere else
 #
@@ -469,8 +470,8 @@ progress()
 # - Compare models on the same problems, by the gain on each. An interval that holds 0 is no
 #   evidence.
 # - Measure what you did not train, too.
-# - Cost is tokens: prefilled, sampled, trained. The trainer's share of them is the largest; sampling
-#   takes the most time.
+# - Cost is tokens: prefilled, sampled, trained. The trainer's share of them is the largest;
+#   sampling takes the most time.
 # - Another back end is another address, and the same cells.
 #
 # ## What next

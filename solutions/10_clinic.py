@@ -122,10 +122,10 @@ print(f"The rules name {agreed} of 8; the healthy run: {diagnose(healthy) or 'no
 
 # %% [markdown] id="coin-surprise"
 # One surprise in run C: a coin decides what is paid, and still the share of right answers rises for
-# a while. So a rising accuracy does not prove that the *reward* is sound. We do not know why it rose.
-# A coin has no direction on average, yet worked answers went from one in four to nine in ten: a
-# random reward makes a policy drift, and one run is one drift. (It is tossed once per text, so the
-# same answer is always paid the same.) The flat reward gives the coin away.
+# a while. So a rising accuracy does not prove that the *reward* is sound. We do not know why it
+# rose. A coin has no direction on average, yet worked answers went from one in four to nine in ten:
+# a random reward makes a policy drift, and one run is one drift. (It is tossed once per text, so
+# the same answer is always paid the same.) The flat reward gives the coin away.
 #
 # And one in run G: by its reward it is as healthy as the healthy run. Only one panel tells, and it
 # tells at the first step. Part of that reward is the temperature: at 0.5 a model that has learned

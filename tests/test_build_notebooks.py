@@ -70,6 +70,18 @@ def test_students_get_the_stub_and_not_the_remark(lesson):
     assert {id: text for id, text in student.items() if id != "write"}.items() <= solution.items()
 
 
+def test_what_is_to_be_predicted_is_folded_for_students(lesson):
+    ask, told = (
+        f'# %% [markdown] id="{id}"\n# {text}\n'
+        for id, text in (("ask", "**Predict** it."), ("told", "So it is."))
+    )
+    first, second, third = (f'# %% id="{id}"\n1\n' for id in ("first", "second", "third"))
+    source = lesson(ask + first + second + told + third)
+    for edition, folded in (("solution", []), ("student", ["first", "second"])):
+        cells = make_edition(source, edition).cells
+        assert [cell.id for cell in cells if "jupyter" in cell.metadata] == folded
+
+
 def test_students_do_not_find_the_answer_of_an_exercise_printed(lesson):
     source = lesson(SOURCE + '\n# %% id="answers" reveals="05.4"\nprint("a half")\n')
     build_notebooks.build(source)

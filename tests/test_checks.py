@@ -6,6 +6,7 @@ import inspect
 import json
 import random
 import re
+from concurrent.futures import Future
 
 import pytest
 
@@ -28,6 +29,7 @@ def by_id(exercise: Exercise) -> str:
 @pytest.fixture(autouse=True)
 def own_progress(tmp_path, monkeypatch):
     monkeypatch.setenv("COURSE_PROGRESS", str(tmp_path / "progress.json"))
+    monkeypatch.setattr(desk, "_handed_out", {})
 
 
 def answers(exercise: Exercise, function) -> list[tuple[object, dict]]:
@@ -415,6 +417,28 @@ def test_check_goes_on_with_the_reference_and_says_so(capsys):
     assert "go on with the reference" in " ".join(capsys.readouterr().out.split())
 
 
+@pytest.mark.parametrize("exercise", EXERCISES, ids=by_id)
+def test_what_a_check_handed_out_is_nobodys_answer(exercise, capsys):
+    """The cell `x = check(id, x)` run twice once called the reference solved."""
+    _, given = answers(exercise, exercise.reference)[0]
+    handed_out = check(exercise.id, ..., **given)
+    assert "not attempted" in capsys.readouterr().out
+    assert check(exercise.id, handed_out, **given) is handed_out
+    said = " ".join(capsys.readouterr().out.split())
+    assert "not judged. This is the reference solution" in said
+    assert exercise.id not in read_progress()
+
+
+def test_a_future_is_told_that_its_result_was_not_taken(capsys):
+    check("00.1", Future(), vocab_size=1024)
+    assert "predicted_loss is a future" in " ".join(capsys.readouterr().out.split())
+
+
+def test_an_id_without_quotes_is_told_so(capsys):
+    hint(2.3)
+    assert 'in quotes, with its zero: "02.3"' in capsys.readouterr().out
+
+
 def test_a_value_answer_is_replaced_by_the_reference_value(capsys):
     assert check("00.1", ..., vocab_size=1024) == pytest.approx(6.931, abs=1e-3)
     assert check("00.1", 6.93, vocab_size=1024) == 6.93
@@ -442,7 +466,7 @@ def test_hints_come_one_at_a_time_and_are_remembered(capsys):
 
 
 def test_progress_counts_what_is_solved(capsys):
-    check("05.4", find("05.4").reference)
+    check("05.4", lambda p, group_size: p**group_size + (1 - p) ** group_size)
     check("05.1", lambda rewards: rewards)
     capsys.readouterr()
     progress()

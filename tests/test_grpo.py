@@ -52,8 +52,9 @@ def changed(**fields):
 
 @pytest.mark.parametrize("loss_fn", LOSS_FNS)
 def test_what_is_rewarded_happens_more_often_with_every_loss(loss_fn):
-    result = train(config=changed(loss_fn=loss_fn, steps=20))
-    assert sum(result.rewards[-3:]) > sum(result.rewards[:3]) + 0.45
+    rewards = train(config=changed(loss_fn=loss_fn, steps=40)).rewards
+    # Of four seeds on two kinds of processor the least gain was 0.2.
+    assert sum(rewards[-8:]) / 8 > sum(rewards[:8]) / 8 + 0.1
 
 
 def test_a_negated_reward_is_unlearnt():

@@ -129,8 +129,11 @@ def test_the_fast_way_gives_the_numbers_of_the_general_way(case, heads, short, m
         gradients.append(adapter.gradients.split(sizes))
     for fast, slow in zip(*(result.loss_fn_outputs for result in results), strict=True):
         assert fast["logprobs"] == pytest.approx(slow["logprobs"], abs=1e-4, rel=3e-5)
+    largest = max(float(slow.abs().max()) for slow in gradients[1])
     for fast, slow in zip(*gradients, strict=True):
-        assert torch.allclose(fast, slow, rtol=1e-3, atol=1e-3 * float(slow.abs().max()))
+        # Of a single token the gradients of queries and keys are 0, but for rounding.
+        least = max(1e-3 * float(slow.abs().max()), 1e-6 * largest)
+        assert torch.allclose(fast, slow, rtol=1e-3, atol=least)
 
 
 def test_memory_is_bounded_and_groups_stay_together_within_it():

@@ -324,7 +324,7 @@ def test_weights_that_blew_up_are_named_and_not_the_sampling_logprobs(size: floa
     base = tiny_base()
     adapter = base.new_adapter(SPEC)
     adapter.flat.data.fill_(size)
-    with pytest.raises(RequestError, match="training has blown up; .* a lower learning rate"):
+    with pytest.raises(RequestError, match="training has blown up; go back"):
         forward_backward(base, adapter, TrainRequest(SFT, "cross_entropy"))
 
 

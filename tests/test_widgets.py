@@ -225,6 +225,7 @@ def test_stop_holds_the_training_and_resume_goes_on_while_the_cell_awaits(shown)
             seen.append(len(dashboard.rows))
         assert dashboard.stop.disabled
         assert not dashboard.resume.disabled
+        assert f"{dashboard.rows[-1]['step']} of 12" in dashboard.picture.value  # not an older one
         dashboard.resume.click()
         return await running
 
@@ -244,6 +245,22 @@ def test_finish_ends_the_training_through_its_own_checkpoint(shown):
 
     assert asyncio.run(cell()) < 500
     assert dashboard.finish.disabled
+    assert dashboard.status.value.endswith(", ended here by Finish")
+
+
+def test_an_interrupted_dashboard_says_what_the_weights_are(shown):
+    dashboard = LiveTraining()
+
+    async def cell() -> None:
+        running = asyncio.create_task(dashboard.run(slow_training, 500))
+        await until(lambda: len(dashboard.rows) >= 2)
+        running.cancel()
+        await running
+
+    with pytest.raises(asyncio.CancelledError):
+        asyncio.run(cell())
+    assert "of 500" in dashboard.status.value
+    assert dashboard.status.value.endswith(", interrupted: the weights keep these steps")
 
 
 def test_traits_change_on_the_thread_of_the_cell_only(shown):
@@ -292,7 +309,13 @@ def test_the_chat_asks_every_model_and_shows_their_answers_side_by_side(tokenize
     assert "The answer is &lt;5&gt;." in chat.table.value
     chat.greedy.value = False
     chat.send.click()
-    assert models["base"].temperatures == [0.0, 1.0]
+    chat.question.value = "What is 3 < 4?"  # Enter, or leaving the box
+    assert models["base"].temperatures == [0.0, 1.0, 1.0]
+    assert "What is 3 &lt; 4?" in chat.table.value
+    chat.question.value = " "
+    assert models["base"].temperatures == [0.0, 1.0, 1.0]
+    assert "Write a question" in chat.table.value
+    chat.question.value = "What is 2 + 3?"
     chat.show()
     assert len(shown) == 1
     assert "'The answer is <5>.'" in shown[0][1]["image/png"]["alt"]

@@ -54,6 +54,8 @@ def make_edition(source: Path, edition: str) -> NotebookNode:
         for cell in read_cells(source)
         if (made := _in_edition(cell, edition, source)) is not None
     ]
+    if edition == "student":
+        _fold_what_is_to_be_predicted(cells)
     notebook = nbformat.v4.new_notebook(cells=cells, metadata=METADATA)
     notebook.nbformat_minor = 5
     nbformat.validate(notebook)
@@ -98,6 +100,16 @@ def _in_edition(cell: NotebookNode, edition: str, source: Path) -> NotebookNode 
     make = nbformat.v4.new_code_cell if cell.cell_type == "code" else nbformat.v4.new_markdown_cell
     kept = {"exercise": keys["exercise"]} if "exercise" in keys else {}
     return make(text, id=keys["id"], metadata=kept)
+
+
+def _fold_what_is_to_be_predicted(cells: list[NotebookNode]) -> None:
+    """Stored outputs below a "**Predict**" are folded: a click, or running the cell, shows them."""
+    predicting = False
+    for cell in cells:
+        if cell.cell_type == "markdown":
+            predicting = "**Predict" in cell.source
+        elif predicting:
+            cell.metadata["jupyter"] = {"outputs_hidden": True}
 
 
 def hide_answers(notebook: NotebookNode, source: Path) -> None:

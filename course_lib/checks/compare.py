@@ -11,7 +11,7 @@ RELATIVE, ABSOLUTE = 1e-4, 1e-6  # wide enough for float32, far narrower than an
 
 def plain(value: Any) -> Any:
     """Arrays and tensors as nested lists, tuples as lists; the rest as it is."""
-    if hasattr(value, "tolist"):  # numpy and torch alike, with or without a gradient
+    if hasattr(type(value), "tolist"):  # numpy and torch alike, with or without a gradient
         return plain(value.tolist())
     if isinstance(value, tuple | list):
         return [plain(item) for item in value]

@@ -11,11 +11,14 @@ from course_lib.checks.judge import Verdict, judge, parameters
 from course_lib.checks.record import Entry, read_progress, write_entry
 from course_lib.checks.registry import LESSONS, exercises, find
 
+_handed_out: dict[str, Any] = {}  # by exercise: the reference solution that a learner went on with
+
 
 def check(id: str, answer: Any, **given: Any) -> Any:
     """Print a verdict on `answer`; return it if it passed, else the reference, and say so.
 
-    `given` are the facts a predicted or measured value is judged against.
+    `given` are the facts a predicted or measured value is judged against. What was handed out is
+    not judged when the cell is run again: it is nobody's answer.
     """
     exercise = find(id)
     if exercise is None:
@@ -32,14 +35,23 @@ def check(id: str, answer: Any, **given: Any) -> Any:
             f"{missing[0]}=...)."
         )
         return answer
+    if id in _handed_out and answer is _handed_out[id]:
+        _say(
+            f"{id} {exercise.title}: not judged. This is the reference solution, which the last "
+            "check went on with. Run your own cell above again, then this one."
+        )
+        return answer
     verdict = judge(exercise, answer, given)
     _remember(id, verdict)
     _say(sentence(exercise, verdict))
     if verdict.status == "passed":
         return answer
-    if exercise.answers == "function":
-        return exercise.reference
-    return exercise.reference(**{name: given[name] for name in parameters(exercise)})
+    _handed_out[id] = (
+        exercise.reference
+        if exercise.answers == "function"
+        else exercise.reference(**{name: given[name] for name in parameters(exercise)})
+    )
+    return _handed_out[id]
 
 
 def hint(id: str) -> None:
@@ -95,6 +107,8 @@ def _state(entry: Entry) -> str:
 
 
 def _known(id: str) -> str:
+    if isinstance(id, int | float):
+        return f'Write the number in quotes, with its zero: "{id:04.1f}".'
     ids = [exercise.id for exercise in exercises(str(id)[:2])]
     return (
         f"This lesson has {', '.join(ids)}."

@@ -63,6 +63,11 @@ def _judge_value(exercise: Exercise, answer: Any, given: dict[str, Any]) -> Verd
     """Compare a value with what the reference, and each wrong answer, gives for the same facts."""
     if callable(answer):
         return _not_yet(f"`check` wants a value here: call your function and pass {exercise.name}.")
+    if callable(getattr(type(answer), "result", None)):
+        return _not_yet(
+            f"{exercise.name} is a future: the call was sent, and nobody has taken what it gives. "
+            "Add .result(), and go on with that."
+        )
     same = exercise.same or close
     facts = tuple(given[name] for name in parameters(exercise))
     broken = _broken_property(exercise, answer, [facts])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import statistics
 
@@ -24,12 +25,13 @@ def _batch_mean(rewards_P_G: Groups) -> Groups:
     return [[reward - mean for reward in rewards_G] for rewards_G in rewards_P_G]
 
 
-def _divided_by(spread):
+def _divided_by(spread, epsilon: float = 1e-6):
     def advantages(rewards_P_G: Groups) -> Groups:
         centred = group_advantages(rewards_P_G)
+        floors = [spread(rewards_G) + epsilon for rewards_G in rewards_P_G]
         return [
-            [advantage / (spread(rewards_G) + 1e-6) for advantage in advantages_G]
-            for advantages_G, rewards_G in zip(centred, rewards_P_G, strict=True)
+            [advantage / floor if floor else math.nan for advantage in advantages_G]
+            for advantages_G, floor in zip(centred, floors, strict=True)
         ]
 
     return advantages
@@ -70,6 +72,11 @@ ADVANTAGES = Exercise(
             _divided_by(statistics.pstdev),
             "It also divides by the group's standard deviation (the original GRPO). Groups that "
             "nearly all agree then weigh the most; here we only centre.",
+        ),
+        "divided by nothing": Mutant(
+            _divided_by(statistics.pstdev, epsilon=0.0),
+            "It also divides by the group's standard deviation, which is 0 where all rewards are "
+            "equal: such a group gets nan. Here we only centre.",
         ),
         "divided by sample std": Mutant(
             _divided_by(statistics.stdev),

@@ -34,8 +34,8 @@ Endpoint = Callable[[Request], Awaitable[Response]]
 # What the SDK is told to do. Each sample in flight holds two sockets of this one process, one at
 # either end, so their number stays below what a system allows (256 files on macOS). A watchdog for
 # each sample, which speaks after two hours, costs a tenth of what the SDK does for it. And a batch
-# is not cut into requests while `Limits` allows: of several one may fail alone, and the gradients of
-# the others would stay.
+# is not cut into requests while `Limits` allows: of several one may fail alone, and the others'
+# gradients would stay.
 CLIENT_CONFIG = {
     "sample_max_concurrent_requests": 96,
     "sample_enable_stuck_detection": False,

@@ -134,6 +134,6 @@ def finite(loss: float, adapter: Adapter, loss_fn: str) -> float:
         cause = "are the sampling logprobs those of this policy?"
     else:
         cause = (
-            "training has blown up; go back to an earlier checkpoint, and take a lower learning rate"
+            "training has blown up; go back to an earlier checkpoint, with a lower learning rate"
         )
     raise RequestError(f"the loss is {loss}; {cause}")

@@ -62,7 +62,9 @@ def heat_map(
 
 def _means(values: Matrix, rows: Sequence[str], columns: Sequence[str]) -> str:
     """The mean of each row, or of each column where these are fewer; nothing if both are many."""
-    names, lines = (rows, values) if len(rows) <= len(columns) else (columns, [*zip(*values)])
+    names, lines = (
+        (rows, values) if len(rows) <= len(columns) else (columns, [*zip(*values, strict=True)])
+    )
     if len(names) > MOST_MEANS:
         return ""
     means = (f"{name} {sum(line) / len(line):.3g}" for name, line in zip(names, lines, strict=True))

@@ -106,7 +106,7 @@ def lora_run_figure(runs: Mapping[Run, Sequence[float]], chosen: Run, every: int
             )
         right.set_xscale("log")
         right.set_ylim(0, top)
-        label(right, "Last loss by learning rate", "learning rate (log scale)", "held-out loss (nats)")
+        label(right, "Last loss by rate", "learning rate (log scale)", "held-out loss (nats)")
     end = (
         f"{curve[0]:.2f} to {curve[-1]:.2f}" if math.isfinite(curve[-1]) else "upwards: it blew up"
     )

@@ -29,6 +29,8 @@ class Chat:
         self.models, self.tokenizer = dict(models), tokenizer
         self.question = ipywidgets.Text(value=question, layout={"width": "420px"})
         self.question.description = "question"
+        self.question.continuous_update = False  # changes when Enter is pressed, or the box left
+        self.question.observe(self._ask, "value")
         self.greedy = ipywidgets.Checkbox(value=True, description="always the likeliest token")
         self.send = ipywidgets.Button(description="Ask", tooltip="ask all models")
         self.send.on_click(self._ask)
@@ -47,6 +49,9 @@ class Chat:
         show_live(self.box, self.figure())
 
     def _ask(self, _: Any = None) -> None:
+        if not self.question.value.strip():
+            self.table.value = "Write a question first."
+            return
         messages = (Message("user", self.question.value),)
         self.answers = ask(self.models, self.tokenizer, messages, self.greedy.value)
         rows = "".join(
@@ -54,7 +59,8 @@ class Chat:
             f'<td style="text-align:left">{html.escape(text)}</td></tr>'
             for name, text in self.answers.items()
         )
-        self.table.value = f"<table>{rows}</table>"
+        asked = f"<caption>{html.escape(self.question.value)}</caption>"
+        self.table.value = f'<table style="text-align:left">{asked}{rows}</table>'
 
 
 def ask(

@@ -37,6 +37,7 @@ class LiveTraining:
         self._going, self._finish = threading.Event(), threading.Event()
         self._going.set()
         self._drawn = 0.0
+        self._end = ""  # how the run ended, if not by its last step
         self.stop = _button("Stop", "hold the training after this step", self._on_stop)
         self.resume = _button("Resume", "go on where it was stopped", self._on_resume)
         self.finish = _button("Finish", "save a checkpoint and end here", self._on_finish)
@@ -58,11 +59,14 @@ class LiveTraining:
             if self._finish.is_set():
                 raise StopTraining
 
+        self._end = ", interrupted: the weights keep these steps"
         try:
             result = await asyncio.to_thread(train, *arguments, on_step=on_step, **settings)
+            self._end = ", ended here by Finish" if self._finish.is_set() else ""
         finally:
             self._finish.set()  # an interrupted cell must not leave the thread training
             self._enable()
+            self._show_state()
         await asyncio.sleep(0)  # the last step's update
         self.picture.value = ""  # the lasting picture follows, for readers without widgets, too
         show(self.figure())
@@ -77,20 +81,23 @@ class LiveTraining:
         self.rows.append({"step": step, **metrics})
         self.total = self.bar.max = total
         self.bar.value = step
-        self.status.value = self._words()
-        if time.monotonic() - self._drawn > REDRAW_S:
-            self._redraw()
+        self._show_state(redraw_after_s=REDRAW_S if self._going.is_set() else 0.0)
 
-    def _redraw(self) -> None:
-        self.picture.value = picture_html(self.figure())
-        self._drawn = time.monotonic()
+    def _show_state(self, redraw_after_s: float = 0.0) -> None:
+        if not self.rows:
+            return
+        self.status.value = self._words()
+        if time.monotonic() - self._drawn >= redraw_after_s:
+            self.picture.value = picture_html(self.figure())
+            self._drawn = time.monotonic()
 
     def _words(self) -> str:
         row = self.rows[-1]
         name, value = next(
             ((words, row[key]) for key, words in _SHOWN.items() if key in row), ("", 0.0)
         )
-        state = "" if self._going.is_set() else ", stopped: Resume goes on, Finish ends here"
+        held = "" if self._going.is_set() else ", stopped: Resume goes on, Finish ends here"
+        state = self._end if self._finish.is_set() else held
         return f"step {row['step']} of {self.total}, {name} {value:.3f}{state}"
 
     def _on_stop(self, _: Any) -> None:

@@ -4,7 +4,8 @@
     python data/experiments/reuse.py --seeds 1    # a look
 
 Six batches of 64 answers each. "gentle": learning rate 4e-4; "fast": four times that, the control
-for four uses; "hard": 1e-3 and eight steps on each batch. Writes data/results/reuse.json and prints the mean reward of the last three batches.
+for four uses; "hard": 1e-3 and eight steps on each batch. Writes data/results/reuse.json and prints
+the mean reward of the last three batches.
 """
 
 from __future__ import annotations

@@ -503,7 +503,7 @@ import json
 from course_lib.config import find_file
 from course_lib.plots.groups import intervals_figure
 
-recorded = json.loads(find_file("data/results/reuse.json").read_text())
+recorded = json.loads(find_file("data/results/reuse.json").read_text())["starts"]
 late = {name: [sum(row[name][-3:]) / 3 for row in recorded] for name in recorded[0]}
 middles = [sorted(values)[len(values) // 2] for values in late.values()]
 ranges = [(min(values), max(values)) for values in late.values()]

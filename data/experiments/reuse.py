@@ -72,7 +72,8 @@ def main() -> None:
         service = connect("embedded", store=store, quiet=True)
         rows = [run_seed(service, seed) for seed in range(options.seeds)]
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    found = {"command": "python data/experiments/reuse.py", "starts": rows}
+    options.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     print(table(rows))
 
 

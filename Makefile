@@ -1,7 +1,7 @@
 # make run    post-train the shipped model: SFT, then GRPO (first call installs into .venv)
 # make lab    open the course in JupyterLab
 # make test   lint, types, tests, notebooks (solutions; make test-student: the others)
-# Without make, README.md has the same commands one by one.
+# Without make, README.md has the commands to set up, run and test.
 
 PYTHON ?= python3
 VENV := .venv

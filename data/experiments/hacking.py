@@ -1,6 +1,6 @@
 """A reward that looks sensible and is gamed, and the same run with the reward repaired.
 
-    python data/experiments/hacking.py              # a minute and a half a seed on two cores
+    python data/experiments/hacking.py              # about a minute a seed on two cores
 
 Village questions. The proxy pays for politeness, counted in polite words, and for length. The
 repaired reward asks for a polite reply, too, but pays only if the fact is there, counts a courtesy

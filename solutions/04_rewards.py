@@ -448,7 +448,7 @@ show(heat_map(wins, title, "shown second", "shown first", "P(row wins)", **look)
 
 # %% id="write-tournament" exercise="04.3"
 def tournament_rewards(first_wins_G_G):
-    """One reward per answer; first_wins_G_G[i][j] is True if i, shown before j, was preferred."""
+    """One reward per answer, 0 to 1; [i][j] is True if i, shown before j, was preferred."""
     G = len(first_wins_G_G)
     rewards = []
     for i in range(G):

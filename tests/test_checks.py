@@ -434,6 +434,18 @@ def test_a_future_is_told_that_its_result_was_not_taken(capsys):
     assert "predicted_loss is a future" in " ".join(capsys.readouterr().out.split())
 
 
+@pytest.mark.parametrize(
+    ("step", "words"),
+    [
+        (lambda client, rate: client.optim_step(rate), "takes tinker.AdamParams(learning_rate="),
+        (lambda client, rate: client.forward_backward([]).backward(), "the gradient already"),
+    ],
+)
+def test_torchs_habits_are_answered_in_words(step, words, capsys):
+    check("00.2", lambda client, data, learning_rate: step(client, learning_rate))
+    assert words in " ".join(capsys.readouterr().out.split())
+
+
 def test_an_id_without_quotes_is_told_so(capsys):
     hint(2.3)
     assert 'in quotes, with its zero: "02.3"' in capsys.readouterr().out

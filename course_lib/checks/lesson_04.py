@@ -216,6 +216,11 @@ BRADLEY_TERRY = Exercise(
             "That pays nothing for being surer: it is 0 for every right pair. Near a margin of 0 "
             "the logarithm is missing.",
         ),
+        "logarithm of 0": Mutant(
+            lambda margins: math.inf if min(margins) < -104 else bradley_terry_loss(margins),
+            "Of a large negative margin the sigmoid is 0 in floating point, and its logarithm "
+            "minus infinity. Take a form that never computes that logarithm (torch: logsigmoid).",
+        ),
         "overflows": Mutant(
             lambda margins: sum(math.log(1 + math.exp(-m)) for m in margins) / len(margins),
             "Right on paper, and it overflows at a margin of -900: exp of a large number. Use "
@@ -330,7 +335,7 @@ TOURNAMENT = Exercise(
         "Two sums over the others, divided by twice the number of others.",
     ),
     stub='''def tournament_rewards(first_wins_G_G):
-    """One reward per answer; first_wins_G_G[i][j] is True if i, shown before j, was preferred."""
+    """One reward per answer, 0 to 1; [i][j] is True if i, shown before j, was preferred."""
     return ...''',
 )
 

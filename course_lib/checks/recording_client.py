@@ -21,6 +21,8 @@ class RecordingClient:
 
     def optim_step(self, adam_params: Any) -> _Future:
         """Submit one Adam step."""
+        if not hasattr(adam_params, "learning_rate"):
+            raise TypeError("optim_step takes tinker.AdamParams(learning_rate=...)")
         self.learning_rates.append(adam_params.learning_rate)
         return self._submit("optim_step", _Result("step"))
 
@@ -45,6 +47,10 @@ class _Future:
         """Wait for the call (here: write down that it was waited for)."""
         self.client.log.append(f"wait {self.call}")
         return self.answer
+
+    def backward(self) -> None:
+        """What torch would want here."""
+        raise AttributeError("forward_backward has computed the gradient already: no backward()")
 
 
 def what_happened(returned: Any, arguments: tuple) -> list:

@@ -13,9 +13,11 @@ from pathlib import Path
 from course_lib.errors import naming
 
 
-def write_whole(path: str | Path, data: str | bytes, durable: bool = True) -> None:
+def write_whole(
+    path: str | Path, data: str | bytes, durable: bool = True, folders: bool = True
+) -> None:
     """Make or replace a file, with the folders that lead to it; text becomes UTF-8. Not `durable`:
-    it may be the old one again after a power cut.
+    it may be the old one again after a power cut. Not `folders`: its folder must be there.
 
     Raises:
         OSError: names `path`, not the draft.
@@ -24,7 +26,8 @@ def write_whole(path: str | Path, data: str | bytes, durable: bool = True) -> No
     content = data.encode() if isinstance(data, str) else data
     draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     with naming(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        if folders:
+            path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with open(draft, "wb") as file:
                 file.write(content)

@@ -28,6 +28,13 @@ def test_a_file_is_made_with_its_folders_and_replaced(tmp_path: Path, data: str 
     assert [each.name for each in file.parent.iterdir()] == ["report.json"]
 
 
+def test_a_folder_that_was_deleted_is_not_made_again_unless_wanted(tmp_path: Path):
+    with pytest.raises(FileNotFoundError) as caught:
+        write_whole(tmp_path / "a" / "record.json", "one", folders=False)
+    assert caught.value.filename == str(tmp_path / "a" / "record.json")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_file_that_cannot_be_written_stays_as_it_was(tmp_path: Path, full_disk: None):
     file = tmp_path / "report.json"
     file.write_text("one")

@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 import textwrap
+from concurrent.futures import ThreadPoolExecutor, wait
 from datetime import timedelta
 from pathlib import Path
 
@@ -117,6 +118,90 @@ def test_a_deleted_checkpoint_does_not_come_back(store: Store):
     assert store.checkpoints(RUN) == []
     with pytest.raises(NotFoundError):
         store.delete(PATH)
+
+
+def test_a_look_at_the_wrong_moment_does_not_break_an_overwrite(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+):
+    """A reader finished the rename that a living save was in the middle of, and the save failed."""
+    store.save(PATH, record(), writes("old"))
+    rename, pool, looks = Path.rename, ThreadPoolExecutor(1), []
+
+    def rename_while_another_looks(self: Path, target: Path) -> Path:
+        renamed = rename(self, target)
+        looks.append(pool.submit(store.checkpoint, PATH))
+        wait(looks, timeout=0.05)
+        return renamed
+
+    monkeypatch.setattr(Path, "rename", rename_while_another_looks)
+    saved = store.save(PATH, record(), writes("newer"), overwrite=True)
+    assert [look.result(5) for look in looks] == [saved] * 3
+    assert [p.name for p in store.folder(PATH).parent.iterdir()] == ["one"]
+
+
+def test_another_process_may_finish_an_overwrite(store: Store, monkeypatch: pytest.MonkeyPatch):
+    store.save(PATH, record(), writes("old"))
+    rename, other = Path.rename, Store(store.root)
+
+    def rename_and_look(self: Path, target: Path) -> Path:
+        renamed = rename(self, target)
+        if self.name == "one":
+            monkeypatch.undo()
+            assert (other.folder(PATH) / "file").read_text() == "new"
+        return renamed
+
+    monkeypatch.setattr(Path, "rename", rename_and_look)
+    store.save(PATH, record(), writes("new"), overwrite=True)
+    assert [p.name for p in store.folder(PATH).parent.iterdir()] == ["one"]
+
+
+def test_a_failing_rename_leaves_nothing_aside(store: Store, monkeypatch: pytest.MonkeyPatch):
+    store.save(PATH, record(), writes("old"))
+    rename = Path.rename
+
+    def refuse(self: Path, target: Path) -> Path:
+        if self.name.endswith(NEXT):
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", refuse)
+    with pytest.raises(RequestError, match="Permission denied"):
+        store.save(PATH, record(), writes("new"), overwrite=True)
+    monkeypatch.undo()
+    assert (store.folder(PATH) / "file").read_text() == "new"
+    assert [p.name for p in store.folder(PATH).parent.iterdir()] == ["one"]
+
+
+def test_a_record_changed_while_it_is_deleted_leaves_no_ghost(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+):
+    """The changed record was written into a folder made anew: a checkpoint without weights."""
+    store.save(PATH, record(), writes("x"))
+    write_json = storage.write_json
+
+    def delete_and_write(*arguments: object) -> None:
+        Store(store.root).delete(PATH)  # by another process
+        write_json(*arguments)
+
+    monkeypatch.setattr(storage, "write_json", delete_and_write)
+    with pytest.raises(RequestError, match="Could not save"):
+        store.update(PATH, public=True)
+    assert store.checkpoints(RUN) == []
+    assert not store.folder(PATH).exists()
+
+
+def test_listings_at_once_may_meet_the_same_expired_checkpoint(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+):
+    store.save(PATH, record(expires_at=iso(now() - timedelta(seconds=1))), writes("x"))
+    delete = store.delete
+
+    def come_second(path: TinkerPath) -> None:
+        Store(store.root).delete(path)
+        delete(path)
+
+    monkeypatch.setattr(store, "delete", come_second)
+    assert store.checkpoints(RUN) == []
 
 
 def test_unfinished_folders_are_invisible(store: Store):

@@ -106,8 +106,8 @@ def read_record(file: Path, record_type: type[Record]) -> Record | None:
 
 
 def write_json(file: Path, values: dict[str, Any], durable: bool = True) -> None:
-    """Replace a JSON file in one step."""
-    write_whole(file, json.dumps(values, indent=1), durable)
+    """Replace a JSON file in one step; its folder is there, or was deleted and must stay so."""
+    write_whole(file, json.dumps(values, indent=1), durable, folders=False)
 
 
 def sync_folder(folder: Path) -> None:

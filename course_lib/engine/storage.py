@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import secrets
 import shutil
+import threading
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -46,6 +47,7 @@ class Store:
 
     def __init__(self, root: str | Path) -> None:
         self.root = Path(root).resolve()
+        self._lock = threading.RLock()  # whoever moves or changes a checkpoint holds it
         try:
             (self.root / "runs").mkdir(parents=True, exist_ok=True)
             (self.root / "sessions").mkdir(exist_ok=True)
@@ -88,9 +90,10 @@ class Store:
         if folder.is_symlink():
             raise NotFoundError(f"{path} is a link in the store's folder; links are not followed")
         following = folder.with_name(folder.name + NEXT)
-        if not folder.exists() and following.is_dir():
-            with contextlib.suppress(OSError):  # another process may be quicker
-                following.rename(folder)
+        with self._lock:  # else it would finish what a save in this process is in the middle of
+            if not folder.exists() and following.is_dir():
+                with contextlib.suppress(OSError):  # another process may be quicker
+                    following.rename(folder)
         return folder
 
     def save(
@@ -126,25 +129,39 @@ class Store:
         return record
 
     def _make_visible(self, part: Path, folder: Path) -> None:
+        with self._lock:
+            if folder.exists():
+                self._replace(folder, part)
+            else:
+                part.rename(folder)
+        sync(folder.parent)
+
+    def _replace(self, folder: Path, part: Path) -> None:
         following = folder.with_name(folder.name + NEXT)
-        if not folder.exists():
-            part.rename(folder)
-        else:
-            # Between these steps either the old or the new checkpoint is whole: see `folder`.
-            shutil.rmtree(following, ignore_errors=True)
-            part.rename(following)
-            aside = folder.with_name(UNFINISHED + secrets.token_hex(8))
+        aside = folder.with_name(UNFINISHED + secrets.token_hex(8))
+        # Between these steps either the old or the new checkpoint is whole: see `folder`.
+        shutil.rmtree(following, ignore_errors=True)
+        part.rename(following)
+        try:
             folder.rename(aside)
             following.rename(folder)
+        except FileNotFoundError:
+            if following.exists() or not folder.exists():
+                raise
+            # Another process looked between the two renames, and has finished the second.
+        finally:
             shutil.rmtree(aside, ignore_errors=True)
-        sync(folder.parent)
 
     def checkpoint(self, path: TinkerPath) -> CheckpointRecord:
         """The checkpoint's record; one that has expired is gone."""
-        record = read_record(self.folder(path) / RECORD, CheckpointRecord)
+        record = self._record(path)
         if record is None or record.expired:
             raise NotFoundError(f"There is no checkpoint {path} in this store")
         return record
+
+    def _record(self, path: TinkerPath) -> CheckpointRecord | None:
+        with self._lock:  # while one replaces another there is none for a moment
+            return read_record(self.folder(path) / RECORD, CheckpointRecord)
 
     def checkpoints(self, run_id: str) -> list[CheckpointRecord]:
         """The run's checkpoints, newest first; expired ones are removed on the way."""
@@ -152,11 +169,13 @@ class Store:
         for kind in KINDS:
             for name in self._names(self.run_dir(run_id) / kind):
                 path = TinkerPath(run_id, kind, name)
-                record = read_record(self.folder(path) / RECORD, CheckpointRecord)
-                if record is not None and record.expired:
-                    self.delete(path)
-                elif record is not None:
-                    found.append(record)
+                with self._lock:  # what expired is deleted, not what has replaced it since
+                    record = self._record(path)
+                    if record is not None and record.expired:
+                        with contextlib.suppress(RequestError):  # another process may be quicker
+                            self.delete(path)
+                    elif record is not None:
+                        found.append(record)
         return sorted(found, key=lambda record: record.created_at, reverse=True)
 
     def _names(self, folder: Path) -> set[str]:
@@ -167,20 +186,21 @@ class Store:
 
     def update(self, path: TinkerPath, **changes: Any) -> CheckpointRecord:
         """Change fields of the record (public, expires_at) in one step."""
-        record = replace(self.checkpoint(path), **changes)
-        with saving(str(path)):
+        with self._lock, saving(str(path)):
+            record = replace(self.checkpoint(path), **changes)
             write_json(self.folder(path) / RECORD, asdict(record))
         return record
 
     def delete(self, path: TinkerPath) -> None:
         """Remove the checkpoint: invisible at once, its files a moment later."""
-        folder = self.folder(path)
-        shutil.rmtree(folder.with_name(folder.name + NEXT), ignore_errors=True)
-        if not (folder / RECORD).is_file():
-            raise NotFoundError(f"There is no checkpoint {path} in this store")
-        aside = folder.with_name(UNFINISHED + secrets.token_hex(8))
-        with saving(str(path)):
-            folder.rename(aside)
+        with self._lock:
+            folder = self.folder(path)
+            shutil.rmtree(folder.with_name(folder.name + NEXT), ignore_errors=True)
+            if not (folder / RECORD).is_file():
+                raise NotFoundError(f"There is no checkpoint {path} in this store")
+            aside = folder.with_name(UNFINISHED + secrets.token_hex(8))
+            with saving(str(path)):
+                folder.rename(aside)
         shutil.rmtree(aside, ignore_errors=True)
 
     # Sessions -----------------------------------------------------------------------------------
@@ -188,6 +208,7 @@ class Store:
     def write_session(self, record: SessionRecord) -> None:
         file = self.root / "sessions" / f"{checked_session_id(record.session_id)}.json"
         with saving(f"the record of session {record.session_id}"):
+            file.parent.mkdir(parents=True, exist_ok=True)
             write_json(file, asdict(record), durable=False)
 
     def session(self, session_id: str) -> SessionRecord | None:

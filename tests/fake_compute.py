@@ -45,16 +45,15 @@ class FakeAdapter:
     def state(self) -> dict[str, torch.Tensor]:
         return {KEY: self.value.clone()}
 
-    def load_state(self, state: dict[str, torch.Tensor]) -> None:
+    def load_state(self, state: dict[str, torch.Tensor], moments: dict[str, torch.Tensor]) -> None:
         if set(state) != {KEY} or state[KEY].shape != (1,):
             raise RequestError("the adapter state does not fit")
         self.value = state[KEY].clone()
+        self.steps = moments.get("steps", torch.zeros(1)).clone()
+        self.gradients = None
 
     def optimizer_state(self) -> dict[str, torch.Tensor]:
         return {"steps": self.steps.clone()}
-
-    def load_optimizer_state(self, state: dict[str, torch.Tensor]) -> None:
-        self.steps = state.get("steps", torch.zeros(1)).clone()
 
     def delete(self) -> None:
         self.deleted = True

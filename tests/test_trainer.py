@@ -223,8 +223,7 @@ def test_a_run_goes_on_exactly_after_its_state_was_saved_and_loaded():
         forward_backward(base, straight, TrainRequest(SFT, "cross_entropy"))
         optim_step(straight, ADAM)
     resumed = base.new_adapter(LoraSpec(rank=4, seed=99))
-    resumed.load_state(straight.state())
-    resumed.load_optimizer_state(straight.optimizer_state())
+    resumed.load_state(straight.state(), straight.optimizer_state())
     for adapter in (straight, resumed):
         forward_backward(base, adapter, TrainRequest(SFT, "cross_entropy"))
         optim_step(adapter, ADAM)
@@ -236,18 +235,37 @@ def test_an_optimizer_that_never_stepped_has_an_empty_state():
     base = tiny_base()
     adapter = base.new_adapter(SPEC)
     assert adapter.optimizer_state() == {}
-    adapter.load_optimizer_state({})
+    adapter.load_state(adapter.state(), {})
+    assert adapter.optimizer_state() == {}
 
 
-def test_an_optimizer_state_that_does_not_fit_is_refused():
+HEAD = "base_model.model.lm_head.lora_A.weight"
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda moments: moments.pop(f"{HEAD}.exp_avg"), f"optimizer state lacks {HEAD}"),
+        (lambda moments: moments[f"{HEAD}.step"].add_(1), "differ in steps"),
+    ],
+)
+def test_an_optimizer_state_that_does_not_fit_changes_nothing(spoil, words):
+    """The weights had been taken over, and the moments thrown away, when it was refused."""
     base = tiny_base()
-    adapter = base.new_adapter(SPEC)
-    forward_backward(base, adapter, TrainRequest(SFT, "cross_entropy"))
-    optim_step(adapter, ADAM)
-    state = adapter.optimizer_state()
-    state.pop("base_model.model.lm_head.lora_A.weight.exp_avg")
-    with pytest.raises(RequestError, match=r"optimizer state lacks base_model.model.lm_head"):
-        adapter.load_optimizer_state(state)
+    adapter, straight = base.new_adapter(SPEC), base.new_adapter(SPEC)
+    for each in (adapter, straight):
+        forward_backward(base, each, TrainRequest(SFT, "cross_entropy"))
+        optim_step(each, ADAM)
+        forward_backward(base, each, TrainRequest(SFT, "cross_entropy"))
+    other = {key: value + 1 for key, value in adapter.state().items()}
+    moments = adapter.optimizer_state()
+    spoil(moments)
+    with pytest.raises(RequestError, match=words):
+        adapter.load_state(other, moments)
+    for each in (adapter, straight):
+        optim_step(each, ADAM)
+    state = adapter.state()
+    assert all(torch.equal(state[key], value) for key, value in straight.state().items())
 
 
 def spoilt(datum: TrainDatum, **inputs: object) -> TrainDatum:

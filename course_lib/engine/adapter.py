@@ -73,13 +73,21 @@ class Adapter:
         """Names the tensors as they are now; every change of them makes it another one."""
         return self.name, self.version
 
-    def load_state(self, state: dict[str, Tensor]) -> None:
-        """Take over tensors made by `state`: all of them, or none if one is wrong."""
+    def load_state(
+        self, state: dict[str, Tensor], moments: dict[str, Tensor] | None = None
+    ) -> None:
+        """Take over what `state` and `optimizer_state` gave: all of it, or nothing if one is wrong.
+
+        The next step is then the one that would have come; without moments it is a first one.
+        """
         check_tensors(state, {key: p.shape for key, p in self.parameters.items()}, "adapter")
+        optimizer = self._joined(moments) if moments else {}
         with torch.no_grad():
             for key, parameter in self.parameters.items():
                 parameter.copy_(state[key])
         self.version += 1
+        self.optimizer.state[self.flat] = optimizer
+        self.gradients = None  # they belonged to the weights that were replaced
 
     def optimizer_state(self) -> dict[str, Tensor]:
         """A copy of Adam's moments and step counts, `<tensor>.<field>`; empty before any step."""
@@ -91,16 +99,13 @@ class Adapter:
                 moments[f"{key}.{field}"] = copy.clone() if parts is None else parts[index]
         return moments
 
-    def load_optimizer_state(self, state: dict[str, Tensor]) -> None:
-        """Take over what `optimizer_state` gave: the next step is the one that would have come."""
+    def _joined(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """What `optimizer_state` gave, as AdamW keeps it."""
         shapes = {}
         for key, parameter in self.parameters.items():
             shapes |= {f"{key}.exp_avg": parameter.shape, f"{key}.exp_avg_sq": parameter.shape}
             shapes |= {f"{key}.step": torch.Size([])}
-        check_tensors(state, shapes if state else {}, "optimizer")
-        self.optimizer.state.clear()
-        if not state:
-            return
+        check_tensors(state, shapes, "optimizer")
         steps = {float(state[f"{key}.step"]) for key in self.parameters}
         if len(steps) > 1:
             raise RequestError(f"the tensors in the optimizer state differ in steps: {steps}")
@@ -109,7 +114,7 @@ class Adapter:
             for field in MOMENTS
         }
         device = self.flat.device
-        self.optimizer.state[self.flat] = {
+        return {
             "step": torch.tensor(steps.pop(), dtype=torch.float32, device=device),
             **{field: value.to(device, torch.float32) for field, value in joined.items()},
         }

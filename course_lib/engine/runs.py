@@ -145,8 +145,7 @@ class RunTable:
         )
         # The seed saves a needless draw: the tensors are overwritten at once.
         adapter = run.model.base.new_adapter(LoraSpec(**{**vars(run.spec), "seed": 0}))
-        adapter.load_state(state)
-        adapter.load_optimizer_state(moments)
+        adapter.load_state(state, moments)
         run.adapter, run.parked = adapter, False
         self._remove_parked(run)
 

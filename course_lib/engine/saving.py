@@ -190,7 +190,4 @@ def _load(
         if path.kind != "weights":
             raise RequestError(f"{path} holds no optimizer state; only weights/ checkpoints do")
         moments = read_tensors(folder / OPTIMIZER, str(path))
-    adapter = rooms.runs.adapter(run)
-    adapter.load_state(state)
-    adapter.load_optimizer_state(moments)
-    adapter.gradients = None  # they belonged to the weights that were replaced
+    rooms.runs.adapter(run).load_state(state, moments)

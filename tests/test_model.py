@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,8 +13,10 @@ from peft import PeftModel, get_peft_model
 from safetensors.torch import save_file
 from tiny_models import ARCHITECTURES, END, VOCAB, random_tokens, tiny_model, tiny_tokenizer
 
+from course_lib.engine import models
 from course_lib.engine.lora import lora_config
 from course_lib.engine.model import BaseModel
+from course_lib.engine.models import fingerprint, knows_again, load_models
 from course_lib.engine.requests import LoraSpec, RequestError
 from course_lib.errors import CourseError
 
@@ -50,6 +54,45 @@ def test_a_folder_is_loaded_with_its_tokenizer(folder):
     assert base.dtype == torch.float32
     tokens = random_tokens(7)
     assert torch.equal(logits(base.plain, tokens), logits(tiny_model(), tokens))
+
+
+def change(file: Path, place: int) -> None:
+    with file.open("r+b") as stream:
+        stream.seek(place)
+        stream.write(b"another training")
+
+
+@pytest.mark.parametrize("whole", [256 * 2**20, 0], ids=["read whole", "probed"])
+def test_a_fingerprint_tells_trainings_apart_wherever_they_differ(tmp_path, monkeypatch, whole):
+    """It saw 64 KiB at either end: a model with every MLP weight changed had the same."""
+    monkeypatch.setattr(models, "_WHOLE", whole)
+    size, file = 1_000_001, tmp_path / "model.safetensors"
+    seen = set()
+    for place in (None, 0, 65_536, size // 2, size - 65_600, size - 20):
+        file.write_bytes(bytes(size))
+        if place is not None:
+            change(file, place)
+        seen.add(fingerprint(tmp_path))
+    assert len(seen) == 6
+
+
+def test_of_a_large_file_a_fingerprint_reads_places_from_end_to_end():
+    places = list(models._places(2**33))
+    assert (len(places), places[0], places[-1]) == (256, 0, 2**33 - 65_536)
+
+
+def test_a_checkpoint_with_a_fingerprint_of_the_old_kind_is_known_again(folder):
+    model = load_models(folder)["course/base"]
+    weights, config = folder / "model.safetensors", folder / "config.json"
+    digest = hashlib.sha256()
+    for file in (weights, config):  # as it was made before
+        content = file.read_bytes()
+        digest.update(f"{file.name}:{len(content)}:".encode())
+        digest.update(content[:65_536] + content[-65_536:])
+    written = digest.hexdigest()[:16]
+    assert knows_again(written, model) and knows_again(model.fingerprint, model)
+    change(weights, weights.stat().st_size - 20)
+    assert not knows_again(written, model)
 
 
 def test_weights_that_need_unpickling_are_refused(folder):

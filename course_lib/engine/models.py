@@ -11,6 +11,7 @@ import hashlib
 import re
 import shutil
 import warnings
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,9 @@ from course_lib.startup import without_collecting
 
 BASE_NAME = "course/base"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*){0,2}", re.ASCII)
-_PROBE = 65_536  # bytes at either end of a weights file that go into its fingerprint
+_WHOLE = 256 * 2**20  # bytes of a file up to which all of it goes into the model's fingerprint
+_PROBE, _PROBES = 65_536, 256  # of a larger one so many bytes at so many places
+_KIND = "2:"  # begins a fingerprint of these places; older ones begin with nothing
 _REVISION = "0" * 40
 
 
@@ -41,15 +44,16 @@ def load_models(
     keep_freed_memory()
     keep_quiet()
     wanted = {BASE_NAME: str(model or shipped_model()), **(aliases or {})}
-    loaded: dict[str, Any] = {}
+    loaded: dict[str, tuple[Any, str]] = {}
     models = {}
     for name, source in wanted.items():
         if not _NAME.fullmatch(name):
             raise CourseError(f"--alias {name}", "not a model name", "use a name like org/model")
         key = str(Path(source).resolve()) if Path(source).exists() else source
         if key not in loaded:
-            loaded[key] = apart(BaseModel.load, source, name)
-        models[name] = Model(name, loaded[key], fingerprint(Path(loaded[key].tokenizer_path)))
+            base = apart(BaseModel.load, source, name)
+            loaded[key] = base, fingerprint(Path(base.tokenizer_path))
+        models[name] = Model(name, *loaded[key])
     return models
 
 
@@ -68,17 +72,36 @@ def keep_quiet() -> None:
 def fingerprint(folder: Path) -> str:
     """A short digest of a model's files, by which a checkpoint knows its base model again.
 
-    Of large files only size and both ends are read: enough to tell two trainings apart.
+    A file that takes too long to read at every start is probed from end to end: no training
+    leaves all those places as they were.
     """
+    return _KIND + _digest(folder, _places)
+
+
+def knows_again(written: str, model: Model) -> bool:
+    """Whether a checkpoint's fingerprint is this model's. Old ones saw both ends of a file only."""
+    if written == model.fingerprint or written.startswith(_KIND):
+        return written == model.fingerprint
+    folder = Path(model.base.tokenizer_path)
+    return written == _digest(folder, lambda size: [0, max(0, size - _PROBE)])
+
+
+def _places(size: int) -> Iterable[int]:
+    if size <= _WHOLE:
+        return range(0, size, _PROBE)
+    return [(size - _PROBE) * probe // (_PROBES - 1) for probe in range(_PROBES)]
+
+
+def _digest(folder: Path, places: Callable[[int], Iterable[int]]) -> str:
     digest = hashlib.sha256()
     for file in [*sorted(folder.glob("*.safetensors")), folder / "config.json"]:
         if file.is_file():
             size = file.stat().st_size
             digest.update(f"{file.name}:{size}:".encode())
             with file.open("rb") as stream:
-                digest.update(stream.read(_PROBE))
-                stream.seek(max(0, size - _PROBE))
-                digest.update(stream.read(_PROBE))
+                for place in places(size):
+                    stream.seek(place)
+                    digest.update(stream.read(_PROBE))
     return digest.hexdigest()[:16]
 
 

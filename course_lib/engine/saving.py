@@ -13,6 +13,7 @@ from typing import Any
 from tinker import types
 
 from course_lib.engine.external import age_recipients, write_external
+from course_lib.engine.models import knows_again
 from course_lib.engine.names import TinkerPath, checked_name
 from course_lib.engine.records import CheckpointRecord, expiry, iso, now
 from course_lib.engine.requests import LoraSpec, RequestError
@@ -173,7 +174,7 @@ def _create_from_checkpoint(
 
 def check_same_model(record: CheckpointRecord, model: Model) -> None:
     """An adapter fits one base model; on another it would load and talk nonsense."""
-    if record.fingerprint != model.fingerprint:
+    if not knows_again(record.fingerprint, model):
         raise RequestError(
             f"{record.path} was trained on another base model than {model.name} is now; start the "
             "engine with the model it was trained on"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import subprocess
 import sys
 import textwrap
@@ -210,6 +211,18 @@ def test_unfinished_folders_are_invisible(store: Store):
     assert len(store.checkpoints(RUN)) == 1
 
 
+def test_what_a_killed_save_left_is_swept_when_it_is_old(store: Store):
+    store.save(PATH, record(), writes("x"))
+    old, new = (store.folder(PATH).with_name(f"{UNFINISHED}{age}") for age in ("old", "new"))
+    for part in (old, new):
+        part.mkdir()
+        (part / ADAPTER).write_text("half")
+    os.utime(old, (0, 0))
+    os.utime(store.folder(PATH), (0, 0))
+    Store(store.root)
+    assert {p.name for p in new.parent.iterdir()} == {"one", new.name}
+
+
 def test_an_expired_checkpoint_is_gone(store: Store):
     store.save(PATH, record(expires_at=iso(now() - timedelta(seconds=1))), writes("x"))
     with pytest.raises(NotFoundError):
@@ -359,3 +372,12 @@ def test_scratch_of_a_killed_process_is_swept(tmp_path: Path):
     Scratch(tmp_path)
     assert living.read("y")["t"].item() == 1.0
     assert len(list((tmp_path / "scratch").iterdir())) == 2
+
+
+def test_scratch_that_never_got_its_name_is_swept_when_it_is_old(tmp_path: Path):
+    parts = [tmp_path / "scratch" / f"{UNFINISHED}{age}" for age in ("old", "new")]
+    for part in parts:
+        part.mkdir(parents=True)
+    os.utime(parts[0], (0, 0))
+    Scratch(tmp_path)
+    assert [part.exists() for part in parts] == [False, True]

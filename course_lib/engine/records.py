@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -14,6 +15,7 @@ from course_lib.engine.requests import RequestError
 from course_lib.files import sync, write_whole
 
 UNFINISHED = "~part-"  # prefix of what is being written: never looked at
+STALE_S = 24 * 3600  # what nobody has added to for so long is not being written any more
 TTL_S = (3600, 10 * 365 * 24 * 3600)
 
 Record = TypeVar("Record")
@@ -108,6 +110,11 @@ def read_record(file: Path, record_type: type[Record]) -> Record | None:
 def write_json(file: Path, values: dict[str, Any], durable: bool = True) -> None:
     """Replace a JSON file in one step; its folder is there, or was deleted and must stay so."""
     write_whole(file, json.dumps(values, indent=1), durable, folders=False)
+
+
+def stale(folder: Path) -> bool:
+    """Whether a folder that cannot be asked for a lock was left behind by a killed process."""
+    return time.time() - folder.stat().st_mtime > STALE_S
 
 
 def sync_folder(folder: Path) -> None:

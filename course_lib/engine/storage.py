@@ -31,6 +31,7 @@ from course_lib.engine.records import (
     SessionRecord,
     read_record,
     saving,
+    stale,
     sync_folder,
     write_json,
 )
@@ -57,6 +58,14 @@ class Store:
                 f"cannot be a store ({error.strerror})",
                 "name a folder that can be written, with --store or COURSE_STORE",
             ) from error
+        self._sweep()
+
+    def _sweep(self) -> None:
+        """Remove what killed saves left behind."""
+        for part in (self.root / "runs").glob(f"*/*/{UNFINISHED}*"):
+            with contextlib.suppress(OSError):  # its save may end just now
+                if stale(part):
+                    shutil.rmtree(part, ignore_errors=True)
 
     # Runs ---------------------------------------------------------------------------------------
 

@@ -5,15 +5,15 @@ An adapter folder made here is one that `peft.PeftModel.from_pretrained(model, f
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import secrets
 import shutil
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from course_lib.engine.records import UNFINISHED, saving
+from course_lib.engine.records import UNFINISHED, saving, stale
 from course_lib.engine.requests import RequestError
 
 if TYPE_CHECKING:
@@ -24,7 +24,6 @@ ADAPTER, CONFIG, OPTIMIZER = (
     "adapter_config.json",
     "optimizer.safetensors",
 )
-STALE_S = 24 * 3600  # scratch without a lock (Windows) counts as left behind after a day
 
 
 def write_adapter(folder: Path, state: dict[str, Tensor], config: dict[str, Any]) -> None:
@@ -95,17 +94,17 @@ class Scratch:
     def _sweep(self) -> None:
         """Remove what killed processes left behind: their lock went with them."""
         for folder in self._parent.iterdir():
-            if folder.name.startswith(UNFINISHED):
-                continue
-            try:
-                with (folder / "lock").open("r+") as lock:
-                    abandoned = _try_lock(lock)
-                    if abandoned is None:
-                        abandoned = time.time() - folder.stat().st_mtime > STALE_S
-            except OSError:
-                continue
-            if abandoned:
-                shutil.rmtree(folder, ignore_errors=True)
+            with contextlib.suppress(OSError):  # another process may be quicker
+                if _abandoned(folder):
+                    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _abandoned(folder: Path) -> bool:
+    if folder.name.startswith(UNFINISHED):  # its lock may not be taken yet
+        return stale(folder)
+    with (folder / "lock").open("r+") as lock:
+        free = _try_lock(lock)
+    return stale(folder) if free is None else free
 
 
 def _try_lock(stream: Any) -> bool | None:

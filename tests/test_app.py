@@ -114,6 +114,20 @@ def test_a_sampler_uses_the_weights_it_was_made_from(desk: Desk):
     assert after.get_base_model() == "course/base"
 
 
+def test_a_sampler_does_not_take_the_weights_that_replaced_its_own(desk: Desk):
+    """They are read at the first sample, and it sampled from whatever had the name by then."""
+    client = desk.trainer()
+    path = client.save_state("one").result(WAIT_S).path
+    early = desk.service.create_sampling_client(model_path=path).result(WAIT_S)
+    client.forward_backward([datum()], "cross_entropy")
+    client.optim_step(types.AdamParams()).result(WAIT_S)
+    client.save_state("one", overwrite=True).result(WAIT_S)
+    with pytest.raises(tinker.RequestFailedError, match=r"was replaced .*make the sampler again"):
+        sampled(early)
+    again = desk.service.create_sampling_client(model_path=path).result(WAIT_S)
+    assert sampled(again).sequences[0].logprobs == [0.0, 0.0]
+
+
 def test_inflight_samplers_follow_the_newest_weights(desk: Desk):
     client = desk.trainer()
     old = client.save_weights_and_get_sampling_client(kind="inflight").result(WAIT_S)

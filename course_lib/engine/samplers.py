@@ -53,7 +53,7 @@ class Shelved:
 
 
 class GoneError(RequestError):
-    """The snapshot had to make room; it exists no longer."""
+    """The weights exist no longer: a snapshot made room, or a checkpoint was replaced."""
 
 
 class Shelf:

@@ -9,11 +9,12 @@ from tinker import types
 from tinker.types.sample_request import SampleRequest as SampleMessage
 
 from course_lib.engine.batch import SampleJob
-from course_lib.engine.names import shown
+from course_lib.engine.names import TinkerPath, shown
 from course_lib.engine.protobuf import sample_reply
+from course_lib.engine.records import CheckpointRecord
 from course_lib.engine.requests import RequestError
 from course_lib.engine.rooms import Rooms
-from course_lib.engine.samplers import SamplingSession
+from course_lib.engine.samplers import GoneError, SamplingSession, State
 from course_lib.engine.saving import check_same_model
 from course_lib.engine.tensors import ADAPTER, read_tensors
 from course_lib.engine.wire import sample_request
@@ -36,11 +37,8 @@ def create_sampling_session(
         key = path = str(parsed)
         if not (rooms.store.folder(parsed) / ADAPTER).is_file():
             raise RequestError(f"{parsed}: {ADAPTER} is missing")
-        # The folder is looked up again at reading time: a checkpoint may have been replaced.
         key = f"{path}@{record.created_at}"
-        rooms.shelf.put_reader(
-            key, model, lambda: read_tensors(rooms.store.folder(parsed) / ADAPTER, str(parsed))
-        )
+        rooms.shelf.put_reader(key, model, lambda: _read(rooms, parsed, record))
     elif message.base_model is not None:
         model = rooms.model(message.base_model)
     else:
@@ -51,6 +49,15 @@ def create_sampling_session(
     rooms.samplers.add(SamplingSession(sampler_id, owner, session.session_id, model, path, key))
     rooms.sessions.add_sampler(session.session_id, sampler_id)
     return sampler_id
+
+
+def _read(rooms: Rooms, path: TinkerPath, record: CheckpointRecord) -> State:
+    """The weights that the sampler was made for, not those that took their place."""
+    state = read_tensors(rooms.store.folder(path) / ADAPTER, str(path))
+    # Looked at only now: a checkpoint may be replaced even while it is read.
+    if rooms.store.checkpoint(path).created_at != record.created_at:
+        raise GoneError(f"{path} was replaced after this sampler was made; make the sampler again")
+    return state
 
 
 def asample(rooms: Rooms, owner: str, message: SampleMessage) -> tuple[str, int] | None:

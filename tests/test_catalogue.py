@@ -247,3 +247,19 @@ def test_one_learners_runs_are_invisible_to_the_other(engine_of_two: Engine):
     assert token.result(WAIT_S).model_id
     rests[0].publish_checkpoint_from_tinker_path(path).result(WAIT_S)
     assert bob.create_training_client_from_state(path).result(WAIT_S).model_id
+
+
+def test_weights_are_copied_from_another_learner_with_their_token(engine_of_two: Engine):
+    """The SDK sends the token of this call as a header alone; it was looked for in the body."""
+    keys = ["tml-alice-" + "a" * 20, "tml-bob-" + "b" * 20]
+    alice = tinker.ServiceClient(base_url=engine_of_two.url, api_key=keys[0])
+    client = alice.create_lora_training_client(base_model="course/base").result(WAIT_S)
+    path = client.save_state("mine").result(WAIT_S).path
+    rest = tinker.RestClient(base_url=engine_of_two.url, api_key=keys[1])
+    with pytest.raises(tinker.NotFoundError):
+        rest.copy_weights(path, "archive").result(WAIT_S)
+    with pytest.raises(tinker.NotFoundError):
+        rest.copy_weights(path, "archive", weights_access_token=keys[1]).result(WAIT_S)
+    copied = rest.copy_weights(path, "archive", weights_access_token=keys[0]).result(WAIT_S)
+    listed = rest.list_user_checkpoints().result(WAIT_S).checkpoints
+    assert [checkpoint.tinker_path for checkpoint in listed] == [copied]

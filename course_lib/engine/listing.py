@@ -100,8 +100,9 @@ async def weights_info(call: Call) -> Any:
 async def copy_weights(call: Call) -> Any:
     message = await call.json(types.CopyWeightsRequest)
     copies, key = call.rooms.copies, (call.owner, call.request.headers.get("x-idempotency-key", ""))
+    token = call.request.headers.get("x-tinker-weights-access-token")  # where the SDK puts it
     if not key[1] or key not in copies:
-        readers = call.readers(message.weights_access_token)
+        readers = call.readers(token or message.weights_access_token)
         path = await asyncio.to_thread(
             catalogue.copy_weights, call.rooms, call.owner, message, readers
         )

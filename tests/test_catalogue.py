@@ -16,6 +16,7 @@ from fake_compute import fake_engine
 from tinker import types
 from tinker.cli.__main__ import main_cli
 
+from course_lib.engine.names import parse_path
 from course_lib.engine.server import Engine
 
 
@@ -103,6 +104,38 @@ def test_weights_are_copied_into_a_run_of_their_own(plain: Desk):
     assert plain.service.create_training_client_from_state(copied).result(WAIT_S).model_id
     inside = plain.rest.list_training_runs(project_id="archive").result(WAIT_S).training_runs
     assert [f"tinker://{run.training_run_id}/weights/one" for run in inside] == [copied]
+
+
+def test_weights_are_copied_into_a_free_slot_only(plain: Desk):
+    """The copy's record replaced that of a run in training, even when the copy was refused."""
+    client = plain.trainer(rank=4, user_metadata={"who": "me"})
+    path = client.save_state("one").result(WAIT_S).path
+    session_id, run = client.model_id.split(":")[0], client.model_id
+    before = plain.engine.rooms.store.run(run)
+    body = {"source_path": path, "session_id": session_id}
+    refused = [plain.post("copy_weights", json=body | more) for more in ({}, {"model_seq_id": 0})]
+    assert [answer.status_code for answer in refused] == [400, 400]
+    assert "session_id and model_seq_id" in refused[0].text and "is taken" in refused[1].text
+    assert plain.engine.rooms.store.run(run) == before
+    copied = plain.post("copy_weights", json=body | {"model_seq_id": 7}).json()["tinker_path"]
+    assert copied == f"tinker://{session_id}:train:7/weights/one"
+    again = plain.post("copy_weights", json=body | {"model_seq_id": 7})
+    assert again.status_code == 400 and "is taken" in again.text
+    assert plain.rest.get_session(session_id).result(WAIT_S).training_run_ids == [
+        run,
+        f"{session_id}:train:7",
+    ]
+
+
+def test_a_copy_that_fails_leaves_no_run(plain: Desk):
+    client = plain.trainer()
+    path = client.save_state("one").result(WAIT_S).path
+    (plain.engine.rooms.store.folder(parse_path(path)) / "folder").mkdir()  # cannot be copied
+    session_id = client.model_id.split(":")[0]
+    body = {"source_path": path, "session_id": session_id, "model_seq_id": 7}
+    assert "Could not save" in plain.post("copy_weights", json=body).text
+    runs = plain.rest.list_training_runs().result(WAIT_S).training_runs
+    assert [run.training_run_id for run in runs] == [client.model_id]
 
 
 @pytest.mark.filterwarnings("ignore:RestClient.search_sessions is experimental")

@@ -160,13 +160,7 @@ def copy_weights(
 ) -> str:
     """A copy of a checkpoint in a run of its own, which cannot be trained."""
     source, record = rooms.checkpoint(owner, message.source_path, readers)
-    if message.session_id is not None:
-        session_id = rooms.sessions.live(message.session_id, owner).session_id
-    elif message.destination_project_id is not None:
-        session_id = _archive_session(rooms.sessions, owner, message.destination_project_id)
-    else:
-        raise RequestError("copy_weights needs destination_project_id or session_id")
-    run_id = run_id_of(session_id, message.model_seq_id or 0)
+    session_id, run_id = _slot(rooms, owner, message)
     moment = iso(now())
     path = TinkerPath(run_id, source.kind, source.name)
     copy = replace(
@@ -187,12 +181,28 @@ def copy_weights(
         moment,
         moment,
     )
+    rooms.store.save(path, copy, lambda to: _copy_files(rooms.store.folder(source), to))
     rooms.store.write_run(run)
     rooms.sessions.add_run(session_id, run_id)
-    rooms.store.save(path, copy, lambda to: _copy_files(rooms.store.folder(source), to))
     if message.session_id is None:
         rooms.end_session(session_id, {"type": "client_finished", "reason": {"type": "success"}})
     return str(path)
+
+
+def _slot(rooms: Rooms, owner: str, message: types.CopyWeightsRequest) -> tuple[str, str]:
+    """The session and the run that the copy goes to: nothing may be there yet."""
+    if message.session_id is None and message.destination_project_id is not None:
+        session_id = _archive_session(rooms.sessions, owner, message.destination_project_id)
+        return session_id, run_id_of(session_id, 0)
+    if message.session_id is None or message.model_seq_id is None:
+        raise RequestError(
+            "copy_weights needs destination_project_id, or session_id and model_seq_id"
+        )
+    session_id = rooms.sessions.live(message.session_id, owner).session_id
+    run_id = run_id_of(session_id, message.model_seq_id)
+    if rooms.runs.get(run_id) is not None or rooms.store.has_run(run_id):
+        raise RequestError(f"{run_id} is taken; copy_weights needs a model_seq_id that is free")
+    return session_id, run_id
 
 
 def _archive_session(sessions: Sessions, owner: str, project_id: str) -> str:

@@ -79,6 +79,9 @@ class Store:
             folder.mkdir(parents=True, exist_ok=True)
             write_json(folder / "run.json", asdict(record))
 
+    def has_run(self, run_id: str) -> bool:
+        return (self.run_dir(run_id) / "run.json").exists()
+
     def run(self, run_id: str) -> RunRecord:
         record = read_record(self.run_dir(run_id) / "run.json", RunRecord)
         if record is None:

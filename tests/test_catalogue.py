@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import time
 import urllib.request
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -16,7 +18,9 @@ from fake_compute import fake_engine
 from tinker import types
 from tinker.cli.__main__ import main_cli
 
+from course_lib.engine import catalogue
 from course_lib.engine.names import parse_path
+from course_lib.engine.requests import RequestError
 from course_lib.engine.server import Engine
 
 
@@ -125,6 +129,33 @@ def test_weights_are_copied_into_a_free_slot_only(plain: Desk):
         run,
         f"{session_id}:train:7",
     ]
+
+
+def test_a_copy_asked_for_twice_at_once_is_made_once(plain: Desk, monkeypatch: pytest.MonkeyPatch):
+    """The second came while the first was being made, and made another."""
+    path = plain.trainer().save_state("one").result(WAIT_S).path
+    copy, copies = catalogue.copy_weights, []
+
+    def slowly(*arguments: object) -> str:
+        time.sleep(0.5)
+        if not copies:
+            copies.append("refused")
+            raise RequestError("refused")
+        copies.append(copy(*arguments))
+        return copies[-1]
+
+    monkeypatch.setattr(catalogue, "copy_weights", slowly)
+    options = {
+        "json": {"source_path": path, "destination_project_id": "archive"},
+        "headers": {"X-Idempotency-Key": "k"},
+    }
+    assert "refused" in plain.post("copy_weights", **options).text
+    with ThreadPoolExecutor() as pool:
+        sent = [pool.submit(plain.post, "copy_weights", **options) for _ in range(2)]
+    sent_later = plain.post("copy_weights", **options)
+    answers = [answer.json()["tinker_path"] for answer in (*(s.result() for s in sent), sent_later)]
+    assert copies == ["refused", answers[0]]
+    assert len(set(answers)) == 1
 
 
 def test_a_copy_that_fails_leaves_no_run(plain: Desk):

@@ -6,6 +6,7 @@ The work is reading and moving files, so it runs in a thread and never holds up 
 from __future__ import annotations
 
 import asyncio
+import secrets
 from typing import Any
 
 from pydantic import BaseModel
@@ -99,17 +100,21 @@ async def weights_info(call: Call) -> Any:
 
 async def copy_weights(call: Call) -> Any:
     message = await call.json(types.CopyWeightsRequest)
-    copies, key = call.rooms.copies, (call.owner, call.request.headers.get("x-idempotency-key", ""))
-    token = call.request.headers.get("x-tinker-weights-access-token")  # where the SDK puts it
-    if not key[1] or key not in copies:
+    headers, copies = call.request.headers, call.rooms.copies
+    # Sent again while the first is still at it, or after it, the call gets the first one's copy.
+    key = (call.owner, headers.get("x-idempotency-key") or secrets.token_hex(16))
+    token = headers.get("x-tinker-weights-access-token")  # where the SDK puts it
+    if key not in copies:
         readers = call.readers(token or message.weights_access_token)
-        path = await asyncio.to_thread(
-            catalogue.copy_weights, call.rooms, call.owner, message, readers
-        )
-        copies[key] = path
+        work = asyncio.to_thread(catalogue.copy_weights, call.rooms, call.owner, message, readers)
+        copies[key] = asyncio.create_task(work)
         while len(copies) > 1000:
             copies.pop(next(iter(copies)))
-    return {"tinker_path": copies[key]}
+    try:
+        return {"tinker_path": await asyncio.shield(copies[key])}
+    except Exception:
+        copies.pop(key, None)  # one that failed may be tried again
+        raise
 
 
 async def sessions(call: Call) -> Any:

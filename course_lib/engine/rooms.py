@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -58,7 +59,7 @@ class Rooms:
     shelf: Shelf
     samplers: SamplerTable
     signer: Signer
-    copies: dict[tuple[str, str], str] = field(default_factory=dict)  # (owner, key) -> path
+    copies: dict[tuple[str, str], asyncio.Task[str]] = field(default_factory=dict)  # (owner, key)
 
     @classmethod
     def build(

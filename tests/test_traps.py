@@ -11,13 +11,16 @@ from pathlib import Path
 import pytest
 import tinker
 from engine_desk import PROMPT, WAIT_S, Desk, datum, sampled
-from fake_compute import SLOW
+from fake_compute import SLOW, fake_models
 from test_wire import datum as wire_datum
 from test_wire import sent
 from tinker import types
 from tinker.proto import tinker_public_pb2 as pb
 
 from course_lib.engine.limits import Limits
+from course_lib.engine.requests import LoraSpec
+from course_lib.engine.runs import Run, RunTable
+from course_lib.engine.tensors import Scratch
 
 
 @pytest.fixture
@@ -190,6 +193,28 @@ def test_adapters_beyond_the_memory_limit_are_parked_and_come_back(tmp_path: Pat
             assert metrics["steps:max"] == round_number
             assert desk.engine.rooms.runs.live_bytes() <= 2500
     desk.close()
+
+
+def test_a_run_is_ready_while_it_is_being_parked(tmp_path: Path):
+    """Between losing its adapter and being noted as parked, get_info found no such run."""
+    seen = []
+
+    class Watched(Run):
+        def __setattr__(self, name: str, value: object) -> None:
+            super().__setattr__(name, value)
+            if getattr(self, "last_used", 0):  # it has been made
+                seen.append(self.ready)
+
+    table = RunTable(Limits(adapter_bytes=1500), Scratch(tmp_path))
+    model = fake_models()["course/base"]
+    runs = [Watched(f"s:train:{number}", "local", "s", model) for number in range(2)]
+    for run in runs:
+        table.add(run)
+        table.create(run, LoraSpec())
+    assert runs[0].parked
+    table.adapter(runs[0])
+    assert runs[1].parked
+    assert seen and all(seen)
 
 
 def test_gradients_survive_while_others_are_parked(tmp_path: Path):

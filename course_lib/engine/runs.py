@@ -135,7 +135,8 @@ class RunTable:
         self._scratch.write(f"{name}.adapter", run.adapter.state())
         self._scratch.write(f"{name}.optimizer", run.adapter.optimizer_state())
         run.adapter.delete()
-        run.adapter, run.parked = None, True
+        run.parked = True  # first: at no moment does the run look as if it were not made yet
+        run.adapter = None
 
     def _unpark(self, run: Run) -> None:
         name = run_folder(run.run_id)

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from course_lib.engine import storage
+from course_lib.engine import storage, tensors
 from course_lib.engine.names import TinkerPath, checked_name, parse_path, run_id_of
 from course_lib.engine.records import UNFINISHED, CheckpointRecord, RunRecord, expiry, iso, now
 from course_lib.engine.requests import NotFoundError, RequestError
@@ -381,3 +381,22 @@ def test_scratch_that_never_got_its_name_is_swept_when_it_is_old(tmp_path: Path)
     os.utime(parts[0], (0, 0))
     Scratch(tmp_path)
     assert [part.exists() for part in parts] == [False, True]
+
+
+def test_without_locks_no_file_is_open_when_scratch_gets_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Windows has no such locks, and refuses to rename a folder in which a file is open."""
+    opened, rename = [], Path.rename
+
+    def rename_as_windows(self: Path, target: Path) -> Path:
+        assert all(stream.closed for stream in opened)
+        return rename(self, target)
+
+    monkeypatch.setattr(tensors, "_try_lock", opened.append)  # which gives None
+    monkeypatch.setattr(Path, "rename", rename_as_windows)
+    scratch = Scratch(tmp_path)
+    Scratch(tmp_path)
+    assert len(opened) == 3 and (scratch.folder / "lock").is_file()
+    scratch.close()
+    assert not scratch.folder.exists()

@@ -74,7 +74,9 @@ class Scratch:
         part = self._parent / (UNFINISHED + name)
         part.mkdir()
         self._lock = (part / "lock").open("w")
-        _try_lock(self._lock)  # before the folder has a name that others sweep
+        # Before the folder has a name that others sweep.
+        if _try_lock(self._lock) is None:
+            self._lock.close()  # Windows renames no folder while a file in it is open
         self.folder = part.rename(self._parent / name)
 
     def write(self, name: str, state: dict[str, Tensor]) -> None:

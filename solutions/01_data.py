@@ -222,7 +222,7 @@ last_assistant_weights = check("01.2", last_assistant_weights)
 
 # %% id="show-mask"
 names = [f"{role} {part}" for role, part in tokens_T]
-show(token_strip(names, last_assistant_weights(tokens_T), "Your mask"))
+show(token_strip(names, last_assistant_weights(tokens_T), "The mask"))
 
 # %% [markdown] id="shift-question"
 # ## What goes in, and what should come out?
@@ -244,9 +244,9 @@ shift = check("01.3", shift)
 # %% id="shift-table"
 short = render_conversation(Conversation(example.messages[:2]), tokenizer)
 pieces = [tokenizer.decode([token]) for token in short.tokens]
-print(f"{'input':>14}  {'target':>14}  weight")
+print(f"{'input':>15}  {'target':>15}  weight")
 for read, predicted, weight in zip(*shift(pieces, short.weights), strict=True):
-    print(f"{read!r:>14}  {predicted!r:>14}  {weight:.0f}")
+    print(f"{read!r:>15}  {predicted!r:>15}  {weight:.0f}")
 
 # %% [markdown] id="shift-source"
 # The first line with weight 1 reads the header `<|assistant|>` and predicts the first word of the

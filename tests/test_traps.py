@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 import tinker
 from engine_desk import PROMPT, WAIT_S, Desk, datum, sampled
-from fake_compute import SLOW, fake_models
+from fake_compute import SLOW, FakeCompute, fake_models
 from test_wire import datum as wire_datum
 from test_wire import sent
 from tinker import types
@@ -20,6 +21,7 @@ from tinker.proto import tinker_public_pb2 as pb
 from course_lib.engine.limits import Limits
 from course_lib.engine.requests import LoraSpec
 from course_lib.engine.runs import Run, RunTable
+from course_lib.engine.server import Engine
 from course_lib.engine.tensors import Scratch
 
 
@@ -272,3 +274,28 @@ def test_stopping_the_engine_fails_what_is_pending(tmp_path: Path):
         second.result(WAIT_S)
     assert first.result(WAIT_S).metrics
     assert not desk.engine.running
+
+
+def test_ctrl_c_answers_those_who_wait_before_it_closes_their_connections(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    """They asked an engine that was gone for ever, and its terminal showed a traceback."""
+    compute = FakeCompute(slow_s=1.0, step_s=0.02)
+    engine = Engine(fake_models(), tmp_path, compute=compute.rooms())
+    serving = threading.Thread(target=engine.serve)
+    serving.start()
+    service = tinker.ServiceClient(base_url=engine.url, api_key=engine.api_key)
+    client = service.create_lora_training_client(base_model="course/base").result(WAIT_S)
+    sampler = service.create_sampling_client(base_model="course/base").result(WAIT_S)
+    sample = sampler.sample(PROMPT, 1, types.SamplingParams(max_tokens=120))
+    computed = client.forward_backward([datum(SLOW)], "cross_entropy")
+    waiting = client.optim_step(types.AdamParams())
+    time.sleep(0.5)
+    engine._server.handle_exit(signal.SIGINT, None)
+    assert computed.result(WAIT_S).metrics
+    for future in (waiting, sample):
+        with pytest.raises(tinker.RequestFailedError, match="The engine was stopped"):
+            future.result(WAIT_S)
+    serving.join(WAIT_S)
+    assert not engine.rooms.worker.alive and not engine.rooms.scratch.folder.exists()
+    assert not [record for record in caplog.records if record.name.startswith("uvicorn")]

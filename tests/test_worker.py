@@ -402,6 +402,27 @@ def test_stopping_answers_everything_that_waits(bench: Bench):
     assert sample.pending.reply is not None
 
 
+def test_a_request_that_outlasts_the_stop_is_answered_all_the_same(bench: Bench):
+    """Its client was never told: the process ended before the request did."""
+    end = threading.Event()
+    endless = bench.send("a", 0, lambda: Reply(b"late" if end.wait(5) else b"never"))
+    bench.worker.start()
+    time.sleep(0.1)
+    bench.worker.stop(timeout_s=0.1)
+    assert "stopped" in bench.result(endless)
+    end.set()
+
+
+def test_what_comes_after_the_stop_is_answered_at_once(bench: Bench):
+    bench.worker.start()
+    bench.worker.stop()
+    bench.worker.open_line("c", "learner-3")
+    sample = bench.sample(FakeSampler(FakeBase()))
+    assert "stopped" in bench.result(bench.send("a", 0))
+    assert "stopped" in bench.result(bench.send("c", 0))
+    assert sample is not None and "stopped" in reply_of(sample.pending)
+
+
 def test_a_fetched_result_stays_for_a_while_and_then_goes():
     clock = [0.0]
     table = FutureTable(Limits(keep_delivered_s=60), clock=lambda: clock[0])

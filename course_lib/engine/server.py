@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 DEFAULT_STORE = "runs/store"
 OPEN_FILES = 8192  # each sample in flight holds sockets
 EVERYWHERE = ("0.0.0.0", "::")  # every address of this machine
+STOP_S = 10  # the request being computed has half of it to end
 BACKLOG = 2048  # connections that wait to be accepted: uvicorn's own default
 
 _lock = threading.Lock()
@@ -72,6 +73,8 @@ class Engine:
                 timeout_graceful_shutdown=1,
             )
         )
+        self._close_connections = self._server.shutdown
+        self._server.shutdown = self._shut_down
         self._thread: threading.Thread | None = None
 
     def launch(self) -> Engine:
@@ -87,14 +90,17 @@ class Engine:
     def serve(self) -> None:
         """Answer requests in this thread until Ctrl-C."""
         self.rooms.worker.start()
-        try:
-            with contextlib.suppress(KeyboardInterrupt):
-                self._serve()
-        finally:
-            self.rooms.close()
+        with contextlib.suppress(KeyboardInterrupt):
+            self._serve()
 
     def _serve(self) -> None:
         self._server.run(sockets=[self.socket])
+
+    async def _shut_down(self, sockets: list[socket.socket] | None = None) -> None:
+        """Answer those who wait, then close their connections: without an answer the SDK asks for
+        ever. It holds the loop up, for no thread may be begun while the interpreter exits."""
+        self.rooms.close()
+        await self._close_connections(sockets)
 
     @property
     def running(self) -> bool:
@@ -105,10 +111,11 @@ class Engine:
         with _lock:
             for key in [key for key, engine in _running.items() if engine is self]:
                 del _running[key]
-        self.rooms.close()
         self._server.should_exit = True
         if self._thread is not None and self._thread is not threading.current_thread():
-            self._thread.join(5)
+            self._thread.join(STOP_S)
+        if not self._server.started:
+            self.rooms.close()
         self.socket.close()
 
 

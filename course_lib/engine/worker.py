@@ -20,6 +20,8 @@ from course_lib.engine.trace import Trace
 from course_lib.engine.turns import Job, Line
 from course_lib.engine.wire import Reply, failure_reply
 
+STOPPED = "The engine was stopped"
+
 
 class Worker:
     """The compute thread with its queues. Public methods may be called from any thread."""
@@ -34,22 +36,25 @@ class Worker:
         self._samples = SampleQueue(futures, limits, self.trace)
         self._turn = 0
         self._stopping = False
+        self._job: Job | None = None  # the request being computed
         self._thread = threading.Thread(target=self._loop, name="engine-compute", daemon=True)
 
     def start(self) -> None:
         self._thread.start()
 
     def stop(self, timeout_s: float = 5.0) -> None:
-        """End after the request being computed; what still waits is answered with a sentence."""
+        """End after the request being computed, or when its time is up, while its thread may go on;
+        what has no answer by then is answered with a sentence."""
         with self._wake:
             self._stopping = True
             self._wake.notify()
         if self._thread.is_alive() and self._thread is not threading.current_thread():
             self._thread.join(timeout_s)
         with self._wake:
-            jobs = [job for line in self._lines.values() for job in line.close("stopped")]
+            jobs = [job for line in self._lines.values() for job in line.close(STOPPED)]
+            jobs += [self._job] if self._job is not None else []
         for job in [*jobs, *self._samples.close()]:
-            self._futures.settle(job.pending, failure_reply("The engine was stopped", "server"))
+            self._futures.settle(job.pending, failure_reply(STOPPED, "server"))
 
     @property
     def alive(self) -> bool:
@@ -85,6 +90,8 @@ class Worker:
         return job.pending.request_id
 
     def _problem(self, line: Line | None, seq_id: int) -> str | None:
+        if self._stopping:
+            return STOPPED
         if line is None:
             return "The training run is unknown here; it may have ended with its session"
         if line.closed is not None:
@@ -113,8 +120,11 @@ class Worker:
         """Queue a `sample` call; False when so many wait that the client should come back later."""
         accepted = self._samples.add(job)
         with self._wake:
+            stopping = self._stopping
             self._wake.notify()
-        return accepted
+        if stopping:  # it may have come after the last look at what waits
+            self._futures.settle(job.pending, failure_reply(STOPPED, "server"))
+        return accepted or stopping
 
     def errand(self, work: Callable[[], None]) -> None:
         """Run something small on the compute thread, which alone may touch adapters."""
@@ -186,7 +196,8 @@ class Worker:
         return line.take()
 
     def _run(self, job: Job) -> None:
-        started = time.time()
+        started, self._job = time.time(), job
         reply = answer(job.work)
         self.trace.add(job.run_id, job.what, started)
         self._futures.settle(job.pending, reply)
+        self._job = None

@@ -174,6 +174,39 @@ def test_a_finished_session_frees_its_adapters_and_stops_heartbeats(plain: Desk)
     assert sampler is not None
 
 
+def test_a_finished_session_leaves_no_work_and_no_results_behind(tmp_path: Path):
+    """Its samples were decoded to the end, and what nobody had fetched stayed."""
+    desk = Desk(tmp_path, {}, Limits(keep_delivered_s=0))
+    service = desk.connect()
+    training = service.create_lora_training_client(base_model="course/base").result(WAIT_S)
+    client = service.create_sampling_client(base_model="course/base").result(WAIT_S)
+    sampled(client)
+    desk.compute.gate.clear()
+    client.sample(PROMPT, 1, types.SamplingParams(max_tokens=2))
+    for _ in range(3):
+        training.forward_backward([datum()], "cross_entropy")
+    sampler = desk.compute.samplers[0]
+    sampler.step_s = 0.02
+    client.sample(PROMPT, 1, types.SamplingParams(max_tokens=120))
+    time.sleep(0.3)
+    desk.compute.gate.set()
+    service.close("success").result(WAIT_S)
+    rooms = desk.engine.rooms
+    deadline = time.monotonic() + 1.5
+    while (len(rooms.futures) or sampler.active) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert not sampler.active and not len(rooms.futures)
+    assert not rooms.futures._streams and not rooms.worker._lines
+    desk.close()
+
+
+def test_a_run_that_could_not_be_made_leaves_nothing_behind(plain: Desk):
+    for _ in range(3):
+        with pytest.raises(tinker.RequestFailedError, match="rank is 0"):
+            plain.trainer(rank=0)
+    assert not plain.engine.rooms.worker._lines and not plain.engine.rooms.runs._runs
+
+
 def test_a_silent_session_ends(plain: Desk):
     silent = plain.connect()
     silent.create_lora_training_client(base_model="course/base").result(WAIT_S)

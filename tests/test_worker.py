@@ -436,6 +436,41 @@ def test_a_fetched_result_stays_for_a_while_and_then_goes():
     assert table.find(pending.request_id, "me") is None
 
 
+def test_a_result_that_nobody_will_fetch_goes_like_a_fetched_one():
+    """Results of cancelled calls, and of sessions that had ended, stayed as long as the engine."""
+    clock = [0.0]
+    table = FutureTable(Limits(keep_delivered_s=60), clock=lambda: clock[0])
+    cancelled, early, late, another = [table.open("me") for _ in range(4)]
+    early.session = late.session = "ended"
+    for pending in (cancelled, early, another):
+        table.settle(pending, Reply(b"x"))
+    table.cancel(cancelled.request_id, "me")
+    table.end_session("ended")
+    assert late.cancelled and not another.cancelled
+    table.settle(late, Reply(b"x"))
+    clock[0] = 59
+    table.settle(table.open("me"), Reply(b"y"))
+    assert len(table) == 5
+    clock[0] = 61
+    table.settle(table.open("me"), Reply(b"y"))
+    assert table.find(another.request_id, "me") is another and len(table) == 3
+
+
+def test_only_the_owner_cancels():
+    table = FutureTable(Limits())
+    pending = table.open("alice")
+    table.cancel(pending.request_id, "bob")
+    assert not pending.cancelled
+
+
+def test_a_sampling_session_that_has_ended_reports_no_more():
+    table = FutureTable(Limits())
+    pending = table.open("me", ("s", 0))
+    table.close_streams("s")
+    table.settle(pending, Reply(b"x"))
+    assert table.completions(("s", 0), 0) == [] and not table._streams
+
+
 def test_results_are_bounded_in_bytes_the_oldest_go_first():
     table = FutureTable(Limits(keep_results_bytes=100))
     pendings = [table.open("me") for _ in range(5)]

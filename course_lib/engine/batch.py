@@ -62,6 +62,7 @@ class SampleQueue:
         with self._lock:
             if self._waiting_samples + job.request.num_samples > self._limits.waiting_samples:
                 return False
+            job.pending.session = job.learner
             self._waiting_samples += job.request.num_samples
             self._waiting.setdefault(job.learner, deque()).append(job)
             self._last_call = time.monotonic()

@@ -1,7 +1,8 @@
 """How does an answer find its way back? One `Pending` per accepted request, fetched by its id.
 
 A request is answered at once with an id; the result waits here until it is fetched. A fetched
-result stays for a minute, because the reply that carried it may have been lost.
+result stays for a minute, because the reply that carried it may have been lost; so does one that
+nobody will fetch, because its request was cancelled or its session has ended.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ class Pending:
         "owner",
         "reply",
         "request_id",
+        "session",
         "stream",
     )
     _lock = threading.Lock()  # of them all: none is held for long
@@ -40,6 +42,7 @@ class Pending:
         self.request_id = f"{random_bits(128):032x}"
         self.owner = owner
         self.stream = stream  # (sampling session, clone): samples are also reported in bulk
+        self.session = ""  # with which it ends; known once it is queued
         self.reply: Reply | None = None
         self.asked = False  # does somebody wait for the reply?
         self.cancelled = False
@@ -114,9 +117,14 @@ class FutureTable:
         pending = Pending(owner, stream)
         with self._lock:
             self._table[pending.request_id] = pending
-            if stream in self._streams and self._streams[stream].polled:
+            if stream is not None and self._stream(stream).polled:
                 pending.ask()
         return pending
+
+    def _stream(self, key: tuple[str, int]) -> Stream:
+        if key not in self._streams:
+            self._streams[key] = Stream()
+        return self._streams[key]
 
     def discard(self, pending: Pending) -> None:
         """Take back a request that was not accepted after all."""
@@ -136,14 +144,16 @@ class FutureTable:
         with self._lock:
             self._bytes += len(reply.body)
             listeners = self._report(pending, reply)
+            if pending.cancelled:
+                self._may_go(pending)
         for tell in listeners:
             tell()
         self._make_room()
 
     def _report(self, pending: Pending, reply: Reply) -> list[Callable[[], None]]:
-        if pending.stream is None:
+        stream = self._streams.get(pending.stream) if pending.stream is not None else None
+        if stream is None:  # or its sampling session has ended
             return []
-        stream = self._streams.setdefault(pending.stream, Stream())
         stream.cursor += 1
         stream.finished.append((stream.cursor, pending.request_id, reply.failed, len(reply.body)))
         listeners, stream.listeners = stream.listeners, []
@@ -152,11 +162,34 @@ class FutureTable:
     def delivered(self, pending: Pending) -> None:
         """Note that the result went out; it may go when its time is up or room is needed."""
         with self._lock:
-            if pending.request_id in self._table:
-                pending.delivered_at = self._clock()
-                self._delivered[pending.request_id] = pending
-                self._delivered.move_to_end(pending.request_id)
+            self._may_go(pending)
         self._make_room()
+
+    def cancel(self, request_id: str, owner: str) -> None:
+        """Nobody will fetch this result; sampling stops for it, anything else runs to its end."""
+        pending = self.find(request_id, owner)
+        if pending is not None:
+            with self._lock:
+                self._cancel(pending)
+
+    def end_session(self, session: str) -> None:
+        """Cancel every request of a session that has ended."""
+        with self._lock:
+            for pending in self._table.values():
+                if pending.session == session:
+                    self._cancel(pending)
+
+    def _cancel(self, pending: Pending) -> None:
+        pending.cancelled = True
+        if pending.reply is not None:
+            self._may_go(pending)
+
+    def _may_go(self, pending: Pending) -> None:
+        """Keep the result for a while yet, from now on."""
+        if pending.request_id in self._table:
+            pending.delivered_at = self._clock()
+            self._delivered[pending.request_id] = pending
+            self._delivered.move_to_end(pending.request_id)
 
     def forget(self, request_ids: list[str], owner: str) -> None:
         """Free results that the client says it has."""
@@ -175,7 +208,7 @@ class FutureTable:
         """Call this once, from any thread, when a request of this sampling client finishes. All
         its requests count as asked for from now on."""
         with self._lock:
-            its = self._streams.setdefault(stream, Stream())
+            its = self._stream(stream)
             its.listeners.append(tell)
             if not its.polled:
                 its.polled = True

@@ -273,9 +273,7 @@ class CancelFuture(BaseModel):
 
 
 async def cancel_future(call: Call) -> Any:
-    """Only sampling stops early; anything else runs to its end."""
+    """The client has given the request up."""
     message = await call.json(CancelFuture)
-    pending = call.rooms.futures.find(message.request_id, call.owner)
-    if pending is not None:
-        pending.cancelled = True
+    call.rooms.futures.cancel(message.request_id, call.owner)
     return None

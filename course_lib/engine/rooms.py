@@ -14,7 +14,7 @@ from course_lib.engine.limits import Limits
 from course_lib.engine.names import TinkerPath, parse_path, shown
 from course_lib.engine.records import CheckpointRecord, RunRecord
 from course_lib.engine.requests import NotFoundError, RequestError
-from course_lib.engine.runs import Model, RunTable
+from course_lib.engine.runs import Model, Run, RunTable
 from course_lib.engine.samplers import SamplerTable, Shelf
 from course_lib.engine.sessions import Sessions
 from course_lib.engine.storage import Store
@@ -122,10 +122,16 @@ class Rooms:
             raise NotFoundError(f"There is no checkpoint {parsed} in this store")
         return parsed, record
 
+    def drop_run(self, run: Run, reason: str) -> None:
+        """Free everything that a run holds, on the compute thread; what waits for it fails."""
+        self.worker.close_line(run.run_id, reason)
+        self.runs.drop(run)
+
     def end_session(self, session_id: str, status: dict[str, Any]) -> None:
-        """Finish a session and free what its runs and samplers hold."""
+        """Finish a session and free what its runs, samplers and results hold."""
         if not self.sessions.end(session_id, status):
             return
+        self.futures.end_session(session_id)
         for run in self.runs.of_session(session_id):
             self.worker.close_line(run.run_id, "its session has ended")
             self.worker.errand(lambda run=run: self.runs.drop(run))

@@ -67,7 +67,7 @@ def begin(rooms: Rooms, run: Run, spec: LoraSpec) -> None:
         rooms.runs.create(run, spec)
         write_record(rooms, run)
     except Exception:
-        rooms.runs.drop(run)
+        rooms.drop_run(run, "its creation failed")
         raise
 
 

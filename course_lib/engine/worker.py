@@ -82,6 +82,8 @@ class Worker:
                 return known
             job = Job(self._futures.open(owner), work, what, run_id)
             problem = self._problem(line, seq_id)
+            if line is not None:
+                job.pending.session = line.learner
             if problem is None and line is not None:
                 line.add(seq_id, job)
                 self._wake.notify()

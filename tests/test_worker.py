@@ -340,6 +340,18 @@ def test_too_many_waiting_samples_are_sent_away(bench: Bench):
     bench.worker.start()
 
 
+def test_a_learner_who_fills_the_queue_keeps_nobody_else_out(bench: Bench):
+    """The bound was one for all: four calls for 1,024 samples shut every other learner out."""
+    sampler = FakeSampler(FakeBase())
+    assert all(bench.sample(sampler, "greedy", samples=5) for _ in range(4))
+    assert bench.sample(sampler, "greedy") is None
+    assert bench.sample(sampler, "modest", samples=8)
+    assert bench.sample(sampler, "modest", samples=2)
+    assert bench.sample(sampler, "modest") is None  # 10 are the half of 20
+    assert bench.sample(sampler, "third", samples=7)
+    bench.worker.start()
+
+
 def test_training_and_sampling_take_turns(bench: Bench):
     """A long decode let every training request wait until it was done."""
     sampler = FakeSampler(FakeBase(), step_s=0.005)

@@ -1,7 +1,8 @@
 """Which samples are decoded together? All that wait: they join the batch at the next token.
 
 Calls wait in a queue per learner and are let in one learner after the other, so that a single call
-does not stand behind another learner's thousand.
+does not stand behind another learner's thousand. Nor do those thousand fill the room for all: when
+too many wait, only who has more than an equal share of them is sent away.
 """
 
 from __future__ import annotations
@@ -60,13 +61,22 @@ class SampleQueue:
     def add(self, job: SampleJob) -> bool:
         """Queue a call; False when so many wait that the client should come back later."""
         with self._lock:
-            if self._waiting_samples + job.request.num_samples > self._limits.waiting_samples:
+            if self._too_many(job):
                 return False
             job.pending.session = job.learner
             self._waiting_samples += job.request.num_samples
             self._waiting.setdefault(job.learner, deque()).append(job)
             self._last_call = time.monotonic()
         return True
+
+    def _too_many(self, job: SampleJob) -> bool:
+        """When all that wait are too many, those of this learner are, if they exceed its equal
+        share. Who has none waiting is always let in."""
+        count, limit = job.request.num_samples, self._limits.waiting_samples
+        if self._waiting_samples + count <= limit or job.learner not in self._waiting:
+            return False
+        own = sum(other.request.num_samples for other in self._waiting[job.learner])
+        return own + count > limit // len(self._waiting)
 
     def __bool__(self) -> bool:
         return bool(self._waiting or self._decoding)

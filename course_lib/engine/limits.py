@@ -17,7 +17,7 @@ class Limits:
     tokens_per_request: int = 4 * MIB
     samples_per_request: int = 1024
     logprob_cells: int = 4 * MIB  # prompt length x k of one request, per kind of prompt logprobs
-    waiting_samples: int = 4096  # sequences not yet admitted; beyond it asample answers 429
+    waiting_samples: int = 4096  # not yet admitted; beyond it each learner has an equal share
     active_sequences: int = 256  # sequences being decoded at once
     held_requests: int = 4096  # training requests of one model waiting for their turn
     gap_s: float = 10.0  # a missing sequence id is given up when a run was quiet for this long

@@ -5,6 +5,8 @@ from __future__ import annotations
 import gc
 import subprocess
 import sys
+import weakref
+from types import ModuleType
 
 import pytest
 
@@ -17,6 +19,39 @@ def test_nothing_is_collected_inside_and_everything_as_before_after_it():
         assert not gc.isenabled()
     assert gc.isenabled()
     assert gc.get_freeze_count() > 0
+
+
+def test_garbage_from_before_is_not_kept_for_ever():
+    """A dropped model of a learner, whose parts hold each other, was frozen with the packages."""
+    with without_collecting():
+        pass
+    garbage = ModuleType("garbage")
+    garbage.itself = garbage
+    gone = weakref.ref(garbage)
+    del garbage
+    with without_collecting():
+        pass
+    gc.collect()
+    assert gone() is None
+
+
+def test_a_stopped_engine_frees_its_model_whoever_holds_it():
+    code = (
+        "import gc, weakref; from course_lib import connect\n"
+        "service = connect('embedded', quiet=True)\n"
+        "sampler = service.create_sampling_client(base_model='course/base').result()\n"
+        "from tinker import types\n"
+        "prompt, params = types.ModelInput.from_ints([1, 2]), types.SamplingParams(max_tokens=2)\n"
+        "sampler.sample(prompt, 1, params).result()\n"
+        "client = service.create_lora_training_client(base_model='course/base').result()\n"
+        "client.optim_step(types.AdamParams()).result()\n"
+        "model = weakref.ref(service.engine.models['course/base'].base)\n"
+        "service.engine.stop()\n"
+        "assert model() is None\n"
+        "assert 2 * gc.get_freeze_count() > len(gc.get_objects())\n"
+        "service.engine.stop()"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=100)
 
 
 def test_a_failing_import_turns_the_collector_on_again():

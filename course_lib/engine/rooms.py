@@ -89,9 +89,13 @@ class Rooms:
         )
 
     def close(self) -> None:
+        """Answer what waits and free the models: whoever still holds an engine holds little."""
         self.worker.stop()
         if not self.worker.alive:
             self.runs.drop_all()
+            self.shelf.clear()
+            self.samplers.clear()
+            self.models.clear()
         self.scratch.close()
 
     def model(self, name: str) -> Model:

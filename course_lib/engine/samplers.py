@@ -100,6 +100,12 @@ class Shelf:
             self._shelf.pop(key, None)
         self._scratch.remove(_file_name(key))
 
+    def clear(self) -> None:
+        """Let go of everything, at the engine's end."""
+        with self._lock:
+            self._shelf.clear()
+            self._bare.clear()
+
     def memory_bytes(self) -> int:
         with self._lock:
             return sum(shelved.nbytes for shelved in self._shelf.values())
@@ -166,6 +172,12 @@ class SamplerTable:
             for session in ended:
                 del self._sessions[session.sampler_id]
             return ended
+
+    def clear(self) -> None:
+        """Let go of everything, at the engine's end."""
+        with self._lock:
+            self._sessions.clear()
+            self._decoders.clear()
 
     def decoder(self, model: Model) -> Any:
         """The base model's Sampler; aliases of one model share it."""

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from course_lib.dotenv import setting
 from course_lib.engine.access import LOCAL_OWNER, LOOPBACK, Access, new_key, read_keys
 from course_lib.errors import CourseError
+from course_lib.startup import collect_all
 
 if TYPE_CHECKING:
     from course_lib.engine.limits import Limits
@@ -108,9 +109,16 @@ class Engine:
 
     def stop(self) -> None:
         """End the server and free its memory; what is in the store stays."""
+        self._end()
         with _lock:
-            for key in [key for key, engine in _running.items() if engine is self]:
+            mine = [key for key, engine in _running.items() if engine is self]
+            for key in mine:
                 del _running[key]
+        if mine:  # its model was loaded without collecting
+            atexit.unregister(self._end)
+            collect_all()
+
+    def _end(self) -> None:
         self._server.should_exit = True
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join(STOP_S)
@@ -148,7 +156,7 @@ def start(
         engine = Engine(load_models(model, aliases), place, port=port)
         _running.clear()
         _running[key] = engine.launch()
-    atexit.register(engine.stop)
+    atexit.register(engine._end)
     return engine
 
 

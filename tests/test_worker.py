@@ -15,6 +15,7 @@ from course_lib.engine.batch import SampleJob
 from course_lib.engine.futures import FutureTable, Pending
 from course_lib.engine.limits import Limits
 from course_lib.engine.requests import RequestError, SampleRequest
+from course_lib.engine.turns import Job, Line
 from course_lib.engine.wire import Reply
 from course_lib.engine.worker import Worker
 
@@ -116,6 +117,31 @@ def test_while_chunks_arrive_the_missing_one_is_waited_for():
     bench.result(bench.send("a", 1))
     bench.worker.stop()
     assert bench.ran == ["a0", "a1", "a2", "a3", "a4", "a5"]
+
+
+def test_a_number_that_never_arrives_is_given_up_though_its_client_goes_on():
+    """Each new request began the wait anew: a client that sent one every few seconds hung."""
+    line, now = Line("x"), 0.0
+    job = Job(Pending("me"), lambda: Reply(b""), "work", "a")
+    for seq in range(1, 100):
+        line.add(seq, job)
+        if line.ready(now, gap_s=1.0):
+            break
+        now += 0.5
+    assert now == 6.0 and line.take() is job
+    assert line.ready(now, gap_s=1.0)  # those behind it are not waited for again
+
+
+def test_the_wait_for_a_second_missing_number_begins_anew():
+    line = Line("x")
+    job = Job(Pending("me"), lambda: Reply(b""), "work", "a")
+    line.add(1, job)
+    assert not line.ready(0.0, gap_s=1.0) and line.ready(1.0, gap_s=1.0)
+    line.take()
+    assert not line.ready(1.0, gap_s=1.0)
+    line.add(3, job)
+    assert not line.ready(5.0, gap_s=1.0) and not line.ready(5.9, gap_s=1.0)
+    assert line.ready(6.0, gap_s=1.0)
 
 
 def test_turns_are_fair_between_learners(bench: Bench):

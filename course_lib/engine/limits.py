@@ -20,7 +20,7 @@ class Limits:
     waiting_samples: int = 4096  # not yet admitted; beyond it each learner has an equal share
     active_sequences: int = 256  # sequences being decoded at once
     held_requests: int = 4096  # training requests of one model waiting for their turn
-    gap_s: float = 10.0  # a missing sequence id is given up when a run was quiet for this long
+    gap_s: float = 10.0  # a missing sequence id is given up when its run was quiet for this long
     hold_s: float = 40.0  # one long poll of retrieve_future
     bulk_hold_s: float = 25.0  # one long poll of retrieve_futures
     keep_delivered_s: float = 60.0  # a fetched result stays this long, for a lost reply

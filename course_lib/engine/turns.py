@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from course_lib.engine.futures import Pending
 from course_lib.engine.wire import Reply
 
+_PATIENCE = 6  # gaps for which a missing one is waited for while others arrive: a slow upload
 _REMEMBERED = 2048  # sequence ids whose re-sending is recognised
 
 
@@ -37,7 +38,8 @@ class Line:
         self.closed: str | None = None  # why no more requests are taken
         self._held: dict[int, Job] = {}
         self._known: OrderedDict[int, str] = OrderedDict()
-        self._waiting_since: float | None = None
+        self._waiting_since: float | None = None  # for the missing number
+        self._quiet_since: float | None = None  # has nothing arrived
 
     def known(self, seq_id: int) -> str | None:
         """The request id under which this sequence id was accepted before."""
@@ -47,7 +49,7 @@ class Line:
         """Accept a request; the caller has checked that its sequence id is new."""
         self._known[seq_id] = job.pending.request_id
         self._held[seq_id] = job
-        self._waiting_since = None  # while requests arrive, the missing one may still come
+        self._quiet_since = None  # while requests arrive, the missing one may still come
         while len(self._known) > _REMEMBERED + len(self._held):
             self._known.popitem(last=False)
 
@@ -55,15 +57,15 @@ class Line:
         return len(self._held)
 
     def ready(self, now: float, gap_s: float) -> bool:
-        """Whether the next request can run, giving up a missing sequence id after `gap_s`."""
+        """Whether the next request can run, giving up a missing sequence id when the run was quiet
+        for `gap_s`; a client that never pauses would wait for ever, so also after some gaps."""
         if not self._held:
-            self._waiting_since = None
             return False
         if self.next_seq in self._held:
             return True
-        if self._waiting_since is None:
-            self._waiting_since = now
-        if now - self._waiting_since < gap_s:
+        self._waiting_since = now if self._waiting_since is None else self._waiting_since
+        self._quiet_since = now if self._quiet_since is None else self._quiet_since
+        if now - self._quiet_since < gap_s and now - self._waiting_since < _PATIENCE * gap_s:
             return False
         self.next_seq = min(self._held)
         return True
@@ -72,7 +74,7 @@ class Line:
         """Hand out the next request; `ready` has said that there is one."""
         job = self._held.pop(self.next_seq)
         self.next_seq += 1
-        self._waiting_since = None
+        self._waiting_since = self._quiet_since = None
         return job
 
     def close(self, reason: str) -> list[Job]:

@@ -221,6 +221,15 @@ def test_an_absent_stop_stays_absent_and_an_empty_one_empty():
         ({"num_samples": 5000}, "num_samples is 5000"),
         ({"sampling_params": {"seed": 2**70}}, "seed"),
         ({"topk_prompt_logprobs": 10**9}, "topk_prompt_logprobs"),
+        (
+            # Half a billion pairs: the samples were not counted.
+            {
+                "num_samples": 1024,
+                "topk_sample_logprobs": 1000,
+                "sampling_params": {"max_tokens": 500},
+            },
+            "topk_sample_logprobs is 1000; times all tokens",
+        ),
         ({"prompt_logprobs_last_n": 3}, "must be 1 to 2"),
         ({"prompt": types.ModelInput.from_ints([-1])}, "negative"),
         ({"prompt": types.ModelInput.from_ints([2**40])}, "too large"),

@@ -16,7 +16,7 @@ class Limits:
     data_per_request: int = 16_384  # datums of one forward_backward
     tokens_per_request: int = 4 * MIB
     samples_per_request: int = 1024
-    logprob_cells: int = 4 * MIB  # prompt length x k of one request, per kind of prompt logprobs
+    logprob_cells: int = 4 * MIB  # tokens x k of one request, per kind of logprobs
     waiting_samples: int = 4096  # not yet admitted; beyond it each learner has an equal share
     active_sequences: int = 256  # sequences being decoded at once
     held_requests: int = 4096  # training requests of one model waiting for their turn

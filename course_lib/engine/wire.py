@@ -154,11 +154,15 @@ def _check_bounds(message: SampleMessage, length: int, limits: Limits) -> None:
         raise RequestError(
             f"num_samples is {message.num_samples}; at most {limits.samples_per_request} are made"
         )
-    cells = max(length, message.sampling_params.max_tokens or 0)
-    for name in ("topk_prompt_logprobs", "topk_sample_logprobs", "prompt_alt_tokens_k"):
+    sampled = message.num_samples * (message.sampling_params.max_tokens or length)
+    for name, tokens in (
+        ("topk_prompt_logprobs", length),
+        ("topk_sample_logprobs", sampled),
+        ("prompt_alt_tokens_k", length),
+    ):
         k = getattr(message, name)
-        if k * cells > limits.logprob_cells:
-            raise RequestError(f"{name} is {k}; times the length it may be {limits.logprob_cells}")
+        if k * tokens > limits.logprob_cells:
+            raise RequestError(f"{name} is {k}; times all tokens it may be {limits.logprob_cells}")
     last = message.prompt_logprobs_last_n
     if last is not None and not 1 <= last <= length - 1:
         raise RequestError(f"prompt_logprobs_last_n is {last}; it must be 1 to {length - 1}")

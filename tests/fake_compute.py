@@ -36,11 +36,15 @@ class FakeAdapter:
         self.spec = spec
         self.value = torch.zeros(1)
         self.steps = torch.zeros(1)
-        self.gradients: int | None = None
+        self.gradients: torch.Tensor | None = None
         self.deleted = False
         self.peft_config = {"peft_type": "LORA", "r": spec.rank}
 
     nbytes = 1000
+
+    @property
+    def flat(self) -> torch.Tensor:
+        return self.value
 
     def state(self) -> dict[str, torch.Tensor]:
         return {KEY: self.value.clone()}
@@ -164,7 +168,8 @@ class FakeCompute:
         if request.loss_fn != "cross_entropy":
             raise RequestError(f"loss_fn {request.loss_fn!r} is not here; there is cross_entropy")
         if not request.forward_only:
-            adapter.gradients = (adapter.gradients or 0) + len(request.data)
+            before = torch.zeros(1) if adapter.gradients is None else adapter.gradients
+            adapter.gradients = before + len(request.data)
         outputs = []
         for datum in request.data:
             targets = datum.loss_fn_inputs["target_tokens"]
@@ -173,7 +178,8 @@ class FakeCompute:
 
     def optim_step(self, adapter: FakeAdapter, params: Any) -> dict[str, float]:
         self.calls.append("optim_step")
-        adapter.value = adapter.value + (adapter.gradients or 0)
+        if adapter.gradients is not None:
+            adapter.value = adapter.value + adapter.gradients
         adapter.steps = adapter.steps + 1
         adapter.gradients = None
         return {"grad_norm:mean": float(adapter.value), "steps:max": float(adapter.steps)}

@@ -253,13 +253,17 @@ def test_a_run_is_ready_while_it_is_being_parked(tmp_path: Path):
 
 
 def test_gradients_survive_while_others_are_parked(tmp_path: Path):
-    """An adapter between forward_backward and optim_step was parked and lost its gradient."""
+    """An adapter between forward_backward and optim_step was parked and lost its gradient; then
+    it was never parked, and clients that took no step filled the memory."""
     desk = Desk(tmp_path, {}, Limits(adapter_bytes=1500))
     clients = [desk.trainer() for _ in range(3)]
     for client in clients:
         client.forward_backward([datum()], "cross_entropy").result(WAIT_S)
+        assert desk.engine.rooms.runs.live_bytes() <= 1500
     for client in clients:
-        assert client.optim_step(types.AdamParams()).result(WAIT_S).metrics["grad_norm:mean"] == 1.0
+        client.forward_backward([datum()], "cross_entropy").result(WAIT_S)
+    for client in clients:
+        assert client.optim_step(types.AdamParams()).result(WAIT_S).metrics["grad_norm:mean"] == 2.0
     desk.close()
 
 

@@ -48,6 +48,7 @@ class Run:
     adapter: Any = None  # model.Adapter while it is live
     peft_config: dict[str, Any] = field(default_factory=dict)
     parked: bool = False
+    parked_gradients: bool = False  # those that wait for their optim_step
     last_used: int = 0
 
     @property
@@ -117,14 +118,10 @@ class RunTable:
         run.last_used = self._uses
         while self.live_bytes() > self._limits.adapter_bytes:
             with self._lock:
-                # Gradients that wait for their optim_step are not written to disk, so such a run
-                # stays; it is one step away from being free to go.
                 idle = [
                     other
                     for other in self._runs.values()
-                    if other is not run
-                    and other.adapter is not None
-                    and other.adapter.gradients is None
+                    if other is not run and other.adapter is not None
                 ]
             if not idle:
                 return
@@ -134,6 +131,9 @@ class RunTable:
         name = run_folder(run.run_id)
         self._scratch.write(f"{name}.adapter", run.adapter.state())
         self._scratch.write(f"{name}.optimizer", run.adapter.optimizer_state())
+        if run.adapter.gradients is not None:
+            self._scratch.write(f"{name}.gradients", {"gradients": run.adapter.gradients})
+        run.parked_gradients = run.adapter.gradients is not None
         run.adapter.delete()
         run.parked = True  # first: at no moment does the run look as if it were not made yet
         run.adapter = None
@@ -147,6 +147,9 @@ class RunTable:
         # The seed saves a needless draw: the tensors are overwritten at once.
         adapter = run.model.base.new_adapter(LoraSpec(**{**vars(run.spec), "seed": 0}))
         adapter.load_state(state, moments)
+        if run.parked_gradients:  # after `load_state`, which drops what there was
+            gradients = self._scratch.read(f"{name}.gradients")["gradients"]
+            adapter.gradients = gradients.to(adapter.flat.device)
         run.adapter, run.parked = adapter, False
         self._remove_parked(run)
 
@@ -154,3 +157,4 @@ class RunTable:
         name = run_folder(run.run_id)
         self._scratch.remove(f"{name}.adapter")
         self._scratch.remove(f"{name}.optimizer")
+        self._scratch.remove(f"{name}.gradients")

@@ -10,7 +10,7 @@ import httpx
 import pytest
 from fake_compute import FakeCompute, fake_engine, fake_models
 
-from course_lib.engine import serve_forever
+from course_lib.engine import serve_forever, server, start
 from course_lib.engine.access import Access, new_key, read_keys
 from course_lib.engine.limits import Limits
 from course_lib.engine.server import Engine
@@ -140,6 +140,20 @@ def test_a_wrong_keys_file_is_told_by_its_line(tmp_path: Path, text: str, findin
     with pytest.raises(CourseError, match=finding) as error:
         read_keys(file)
     assert "aaaa" not in str(error.value)  # keys are never shown
+
+
+def test_one_engine_a_process_however_its_models_folder_is_written(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    """The same folder by a relative path was told to be another model, and aliases not at all."""
+    (tmp_path / "model").mkdir()
+    monkeypatch.chdir(tmp_path)
+    alias = ("org/name", str(tmp_path / "model"))
+    key = (str(tmp_path / "model"), tmp_path / "store", (alias,))
+    monkeypatch.setitem(server._running, key, engine)
+    assert start("model", "store", aliases={"org/name": "./model"}) is engine
+    with pytest.raises(CourseError, match=r"and the aliases org/name=.*model; stop it"):
+        start("model", "store")
 
 
 def test_an_address_that_others_reach_needs_a_keys_file():

@@ -95,6 +95,13 @@ def test_a_checkpoint_with_a_fingerprint_of_the_old_kind_is_known_again(folder):
     assert not knows_again(written, model)
 
 
+def test_a_folder_at_home_may_be_written_with_a_tilde(folder, monkeypatch):
+    """The check for the folder knew the tilde, what loads it did not."""
+    monkeypatch.setenv("HOME", str(folder.parent))
+    monkeypatch.setenv("USERPROFILE", str(folder.parent))
+    assert BaseModel.load(f"~/{folder.name}", "course/base", device="cpu").vocab_size
+
+
 def test_weights_that_need_unpickling_are_refused(folder):
     (folder / "model.safetensors").unlink()
     torch.save(tiny_model().state_dict(), folder / "pytorch_model.bin")

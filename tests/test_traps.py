@@ -22,6 +22,8 @@ from course_lib.engine.limits import Limits
 from course_lib.engine.requests import LoraSpec
 from course_lib.engine.runs import Run, RunTable
 from course_lib.engine.server import Engine
+from course_lib.engine.sessions import Sessions
+from course_lib.engine.storage import Store
 from course_lib.engine.tensors import Scratch
 
 
@@ -215,6 +217,20 @@ def test_a_silent_session_ends(plain: Desk):
     mine = {"session_id": plain.service.holder.get_session_id()}
     assert plain.post("session_heartbeat", json=mine).status_code == 200
     assert plain.post("session_heartbeat", json={"session_id": session_id}).status_code == 410
+
+
+def test_after_an_hour_asleep_the_first_to_wake_does_not_end_the_others(tmp_path: Path):
+    clock = [0.0]
+    sessions = Sessions(Store(tmp_path), Limits(silent_s=100), clock=lambda: clock[0])
+    message = types.CreateSessionRequest(tags=[], user_metadata=None, sdk_version="0")
+    first, second = [sessions.create("me", message).session_id for _ in range(2)]
+    clock[0] = 200
+    sessions.live(first, "me")
+    assert sessions.silent() == []
+    for clock[0] in (240, 280, 310):
+        sessions.live(first, "me")
+        silent = sessions.silent()
+    assert silent == [second]
 
 
 def test_adapters_beyond_the_memory_limit_are_parked_and_come_back(tmp_path: Path):

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import enum
 import itertools
+import os
 import secrets
 import warnings
 from collections.abc import Mapping
@@ -85,6 +86,7 @@ class BaseModel:
     ) -> BaseModel:
         """Load a folder or hub name: float32 on CPU and MPS, bfloat16 on CUDA, or as told."""
         check_folder(folder_or_hub)
+        folder_or_hub = os.path.expanduser(folder_or_hub)
         refuse_pickles(folder_or_hub)
         device = device or default_device()
         dtype = dtype or (torch.bfloat16 if device.startswith("cuda") else torch.float32)

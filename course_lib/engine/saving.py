@@ -165,7 +165,7 @@ def _create_from_checkpoint(
         try:
             _load(rooms, run, path, record, message.optimizer)
         except Exception:
-            rooms.runs.drop(run)
+            rooms.drop_run(run, "its creation failed")
             raise
         return json_reply({"path": str(path), "model_id": run.run_id, "type": "load_weights"})
 

@@ -141,15 +141,18 @@ def start(
     from course_lib.engine.models import load_models, shipped_model
 
     place = Path(store or setting("COURSE_STORE") or DEFAULT_STORE).resolve()
-    key = (str(model or shipped_model()), place, tuple(sorted((aliases or {}).items())))
+    names = {name: whereabouts(source) for name, source in (aliases or {}).items()}
+    key = (whereabouts(model or shipped_model()), place, tuple(sorted(names.items())))
     with _lock:
         for running, engine in _running.items():
             if engine.running and running == key:
                 return engine
             if engine.running:
+                others = ", ".join(f"{name}={source}" for name, source in running[2])
                 raise CourseError(
                     "engine",
-                    f"one is running already, with model {running[0]} and store {running[1]}",
+                    f"one is running already, with model {running[0]}, store {running[1]} and "
+                    f"{f'the aliases {others}' if others else 'no aliases'}",
                     "stop it with engine.stop(), or restart the kernel",
                 )
         raise_file_limit()
@@ -217,6 +220,12 @@ def bind(host: str, port: int) -> socket.socket:
             f"--port {port}", f"{host} cannot be used ({error})", "choose another port, or 0"
         ) from error
     return server
+
+
+def whereabouts(model: str | Path) -> str:
+    """One name for a model, however its folder is written; hub names stay as they are."""
+    folder = Path(model).expanduser()
+    return str(folder.resolve()) if folder.exists() else str(model)
 
 
 def url_host(host: str) -> str:

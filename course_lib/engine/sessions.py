@@ -32,6 +32,7 @@ class Sessions:
         self._lock = threading.Lock()
         self._live: dict[str, SessionRecord] = {}
         self._heard: dict[str, float] = {}
+        self._looked = clock()  # at who is silent, the last time
 
     def create(self, owner: str, message: types.CreateSessionRequest) -> SessionRecord:
         record = SessionRecord(
@@ -94,10 +95,17 @@ class Sessions:
             return self._live.pop(session_id, None) is not None
 
     def silent(self) -> list[str]:
-        """Live sessions whose client has not been heard of for too long."""
-        oldest = self._clock() - self._limits.silent_s
+        """Live sessions whose client has not been heard of for too long.
+
+        Every heartbeat asks. Where none came for long - the laptop was asleep - all are silent, and
+        the first to wake would end the others: their time begins anew.
+        """
+        now, silent_s = self._clock(), self._limits.silent_s
         with self._lock:
-            return [session_id for session_id, heard in self._heard.items() if heard < oldest]
+            if now - self._looked > silent_s / 2:
+                self._heard = dict.fromkeys(self._heard, now)
+            self._looked = now
+            return [key for key, heard in self._heard.items() if heard < now - silent_s]
 
 
 def text_metadata(metadata: dict[str, Any] | None, limits: Limits) -> dict[str, str] | None:

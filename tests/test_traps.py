@@ -55,6 +55,18 @@ def test_a_long_operation_is_polled_twice_at_most(tmp_path: Path, caplog: pytest
     desk.close()
 
 
+def test_polls_that_found_nothing_leave_no_listener(plain: Desk):
+    """Each of them stayed with the request: a long one gathered one more every 40 seconds."""
+    client = plain.trainer()
+    plain.compute.gate.clear()
+    future = client.forward_backward([datum()], "cross_entropy")
+    time.sleep(1.0)  # three polls of 0.3 s
+    (pending,) = [p for p in plain.engine.rooms.futures._table.values() if p.reply is None]
+    assert len(pending._listeners) <= 1
+    plain.compute.gate.set()
+    assert future.result(WAIT_S).metrics
+
+
 def test_the_default_hold_suits_the_sdks_timeout():
     """The SDK gives a poll 45 s; a 50 s operation then takes two polls of 40 s."""
     assert 50 / 2 < Limits().hold_s < 45

@@ -69,6 +69,11 @@ class Pending:
                 return
         tell()
 
+    def unlisten(self, tell: Callable[[], None]) -> None:
+        """Take back a listener that has waited for long enough."""
+        with self._lock:
+            self._listeners = tuple(other for other in self._listeners if other != tell)
+
     def ask(self) -> None:
         """Somebody waits for the reply now."""
         with self._lock:

@@ -230,6 +230,7 @@ async def retrieve_future(call: Call) -> Any:
     pending.when_settled(there.set)
     await there.wait(call.rooms.limits.hold_s)
     if pending.reply is None:
+        pending.unlisten(there.set)
         again = {"type": "try_again", "request_id": pending.request_id, "queue_state": "active"}
         return Response(json_reply(again).body, 408, media_type=JSON_TYPE)
     futures.delivered(pending)

@@ -1,18 +1,28 @@
 """GRPO on a one-table policy: what is paid rises, dead groups teach nothing, resuming repeats."""
 
 import dataclasses
+import math
+from types import SimpleNamespace
 
 import pytest
 from chat_templates import COURSE, byte_tokenizer
-from toy_policy import ToyPolicy
+from toy_policy import Done, ToyPolicy
 
 from course_lib.advantages import group_advantages
 from course_lib.checkpoints import CheckpointLog, StopTraining
 from course_lib.config import LOSS_FNS, RLConfig
 from course_lib.conversations import Message
-from course_lib.environments import Environment, Problem, second_try
+from course_lib.environments import Environment, Problem, derive_seed, second_try
 from course_lib.errors import CourseError
-from course_lib.grpo import credited, named_reward, rl_datum, train_grpo
+from course_lib.evaluation import evaluate
+from course_lib.grpo import (
+    credited,
+    named_reward,
+    reference_kl,
+    rl_datum,
+    step_ratios,
+    train_grpo,
+)
 from course_lib.metrics import read_metrics
 from course_lib.rewards import Score
 from course_lib.rollouts import Group, Rollout, Turn
@@ -95,6 +105,21 @@ def test_dead_groups_are_dropped_and_counted_and_change_nothing():
     assert (client.table.detach() == before).all()
 
 
+def test_the_losss_settings_go_with_every_call():
+    client, clip = policy(), {"clip_high_threshold": 1.1}
+    train(client, changed(steps=1, substeps=2, loss_fn="ppo", loss_fn_config=clip))
+    assert [given for _, given in client.trained_on] == [clip, clip]
+
+
+@pytest.mark.parametrize("kind", ["centred", "normalised", "leave_one_out"])
+def test_each_completion_is_trained_with_the_advantage_of_the_configured_kind(kind):
+    client = policy()
+    (group,) = train(client, changed(steps=1, prompts_per_step=1, advantages=kind)).groups
+    ((data, _),) = client.trained_on
+    found_G = [datum.loss_fn_inputs["advantages"].data[-1] for datum in data]
+    assert found_G == pytest.approx(group_advantages(group.rewards_G, kind), abs=1e-6)
+
+
 def test_a_kl_penalty_holds_the_policy_near_its_start():
     config = changed(steps=12, schedule="constant")
     free = train(config=dataclasses.replace(config, kl_penalty=1e-9)).metrics[-1]
@@ -107,6 +132,37 @@ def test_the_first_step_is_at_no_distance_from_its_reference(estimator):
     row = train(config=changed(steps=1, kl_penalty=0.1, kl_estimator=estimator)).metrics[0]
     assert row["kl/reference"] == pytest.approx(0, abs=1e-6)
     assert row["reward/after_kl"] == pytest.approx(row["reward/total"], abs=1e-6)
+
+
+class Flat:
+    """A reference that gives every token a logprob of -2."""
+
+    def compute_logprobs(self, prompt):
+        return Done([None, *[-2.0] * (prompt.length - 1)])
+
+
+@pytest.mark.parametrize(("estimator", "expected"), [("k1", 3.0), ("k2", 1.5)])
+def test_the_kl_of_a_completion_is_summed_over_its_tokens(estimator, expected):
+    group = Group(problems(1, 0)[0], [rollout(3, 0.0)])  # logprobs of -1: 1 or 1/2 for each token
+    config = changed(kl_penalty=1.0, kl_estimator=estimator)
+    assert reference_kl(Flat(), [group], config) == [[expected]]
+
+
+def test_the_penalty_is_charged_to_each_completions_reward():
+    client, config = policy(), changed(steps=1, prompts_per_step=1, kl_penalty=0.5)
+    result = train(client, config, reference=Flat())
+    row, ((data, _),) = result.metrics[0], client.trained_on
+    (group,), ((*kl_G,),) = result.groups, reference_kl(Flat(), result.groups, config)
+    charged_G = [value - 0.5 * kl for value, kl in zip(group.rewards_G, kl_G, strict=True)]
+    found_G = [datum.loss_fn_inputs["advantages"].data[-1] for datum in data]
+    assert found_G == pytest.approx(group_advantages(charged_G), abs=1e-5)
+    assert row["reward/after_kl"] == pytest.approx(row["reward/total"] - 0.5 * row["kl/reference"])
+
+
+def test_equal_rewards_at_different_distances_from_the_reference_are_no_dead_group():
+    reward = lambda problem, completion: Score(1.0, {}, "all the same")  # noqa: E731
+    row = train(config=changed(steps=1, kl_penalty=0.5), reward=reward, reference=Flat()).metrics[0]
+    assert row["env/dead_groups"] == 0
 
 
 @pytest.mark.parametrize("kl_penalty", [0.0, 0.1])
@@ -153,6 +209,26 @@ def test_held_out_problems_are_evaluated_on_the_way():
     assert [row["step"] for row in rows if "test/accuracy" in row] == [4, 6]
 
 
+def test_a_held_out_evaluation_samples_and_pays_as_training_does(monkeypatch):
+    asked = []
+
+    def noting(*arguments, **options):
+        asked.append(options)
+        return evaluate(*arguments, **options)
+
+    monkeypatch.setattr("course_lib.grpo.evaluate", noting)
+    config = changed(steps=2, temperature=0.7, eval_every=1, eval_problems=2, deterministic=True)
+    train(config=config, reward=letters, seed=5)
+    expected = {
+        "temperature": 0.7,
+        "max_tokens": 3,
+        "seed": derive_seed(5, "eval"),  # none of a step's own
+        "reward": letters,
+        "one_at_a_time": True,
+    }
+    assert asked == [expected, expected]
+
+
 def test_every_turn_of_an_episode_is_trained_on():
     never_right = dataclasses.replace(
         TOY, grade=lambda p, c: Score(letters(p, c).value * 0.9, {}, "")
@@ -194,3 +270,18 @@ def test_auto_is_the_environments_verdict_and_correct_names_it():
     assert named_reward(TOY, RLConfig(reward="correct")) is letters
     with pytest.raises(CourseError, match="no checkable answers"):
         named_reward(dataclasses.replace(TOY, checkable=False), RLConfig())
+
+
+def test_clipped_shares_are_counted_at_the_configured_thresholds():
+    turn = Turn([1], [2], [0.0])
+    samples_D = [(turn, 1.0), (turn, -1.0)]
+    outputs = [{"logprobs": SimpleNamespace(data=[math.log(ratio)])} for ratio in (1.3, 0.7)]
+    result = SimpleNamespace(loss_fn_outputs=outputs)
+
+    def clipped(**thresholds):
+        found = step_ratios(samples_D, result, changed(loss_fn_config=thresholds))
+        return found["ratio/clipped_up"], found["ratio/clipped_down"]
+
+    assert clipped() == (0.5, 0.5)
+    assert clipped(clip_high_threshold=1.5) == (0.0, 0.5)
+    assert clipped(clip_low_threshold=0.5) == (0.5, 0.0)

@@ -44,6 +44,7 @@ class ToyPolicy:
         self.table.requires_grad_(True)
         self.adam = torch.optim.Adam([self.table], lr=1.0, betas=(0.9, 0.95), eps=1e-12)
         self.calls: list[str] = []
+        self.trained_on: list[tuple[list[tinker.Datum], Any]] = []  # with the loss's settings
         self.saved: dict[str, Any] = {}
 
     def logprobs(self, tokens: list[int]) -> torch.Tensor:
@@ -58,6 +59,7 @@ class ToyPolicy:
         self, data: list[tinker.Datum], loss_fn: str, loss_fn_config: Any = None
     ) -> Done:
         self.calls.append("forward_backward")
+        self.trained_on.append((data, loss_fn_config))
         loss, result = self._loss(data, loss_fn, loss_fn_config or {})
         loss.backward()
         return Done(result, self.calls)

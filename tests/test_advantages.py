@@ -58,6 +58,11 @@ def test_a_dead_group_has_no_advantage(kind, reward):
     assert group_advantages([reward] * 8, kind) == [0.0] * 8
 
 
+def test_a_small_difference_is_a_preference_and_a_rounding_is_none():
+    assert not is_dead([0.5, 0.501])
+    assert is_dead([0.1 + 0.2, 0.3])
+
+
 def test_small_groups_are_mostly_dead_on_hard_problems():
     chances = [round(dead_group_probability(0.05, size), 3) for size in (2, 4, 8, 16)]
     assert chances == [0.905, 0.815, 0.663, 0.44]

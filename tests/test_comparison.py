@@ -68,6 +68,11 @@ def test_forgotten_problems_were_right_and_are_wrong():
     assert [old.id for old, _ in pairs] == ["0"]
 
 
+def test_a_problem_that_is_right_half_of_the_time_is_not_known():
+    before, after = evaluation([[1, 1], [1, 0]]), evaluation([[1, 0], [0, 0]])
+    assert [old.id for old, _ in forgotten(before, after)] == ["0"]
+
+
 def test_different_problems_cannot_be_compared():
     with pytest.raises(CourseError, match="different problems"):
         compare(evaluation([[1]]), evaluation([[1], [0]]))

@@ -137,3 +137,12 @@ def test_a_runaway_that_took_two_steps_is_found_where_the_kl_was_measured():
         "kl/reference": [0.0, *[80.0] * 29],
     }
     assert kinds(columns)[0] == "kl_runaway"
+
+
+def test_a_reward_that_costs_ten_points_of_right_answers_is_hacked():
+    columns = {**HEALTHY, "env/correct": line(0.4, 0.3), "optim/entropy": line(0.2, 0.3)}
+    assert kinds(columns) == ["hacked_reward"]
+
+
+def test_one_step_with_a_strange_ratio_is_no_disagreement():
+    assert kinds({**HEALTHY, "ratio/max_deviation": [0.5, *line(1e-5, 1e-5)[1:]]}) == []

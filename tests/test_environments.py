@@ -138,5 +138,6 @@ def test_village_questions_are_graded_on_truth_manners_and_brevity():
     assert village.grade(problem, f"Go away. {fact}").value == 0.0
     assert village.grade(problem, f"{polite} I hope this helps.").parts["brief"] == 0.0
     assert village.grade(problem, "Thank you for asking.").parts["true"] == 0.0
+    assert village.grade(problem, f"{polite} The mill is old.").parts["brief"] == 0.0  # 4 sentences
     held = {each.id for each in village.heldout(40, 0)}
     assert not held & {each.id for each in village.sample(200, 0)}

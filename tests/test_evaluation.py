@@ -10,6 +10,7 @@ from course_lib.batches import make_datum
 from course_lib.conversations import Message
 from course_lib.environments import Environment, Problem
 from course_lib.evaluation import evaluate, nll, record_dicts, token_weight
+from course_lib.metrics import bootstrap_interval
 from course_lib.rendering import Rendered
 from course_lib.rewards import Score
 
@@ -44,6 +45,11 @@ def test_accuracy_is_the_share_of_right_verdicts_and_no_reward_can_bend_it():
     assert [record.correct for record in found.records[:2]] == [[1.0] * 3, [0.0] * 3]
     assert found.summary()["problems"] == 6 and "records" not in found.summary()
     assert len(record_dicts(found)[0]["completions"]) == 3
+
+
+def test_the_interval_is_over_problems_however_many_samples_each_has():
+    many = evaluate(sampler(), TOKENIZER, toy(even), PROBLEMS, samples=8, max_tokens=1)
+    assert many.interval == bootstrap_interval([1, 0] * 3)
 
 
 def test_greedy_completions_repeat_and_sampled_ones_follow_their_seed():

@@ -129,6 +129,18 @@ def test_gspo_clips_the_whole_sequence():
     assert gradient == [0.0, 0.0]
 
 
+@pytest.mark.parametrize(("ratio", "expected", "slope"), [(0.5, 0.8, 0.0), (2.0, 2.0, 2.0)])
+def test_gspo_holds_a_bad_sequence_from_below_and_lets_it_come_back_from_above(
+    ratio, expected, slope
+):
+    lp = [-1.0 + math.log(ratio)]
+    loss, gradient = loss_and_gradient(
+        "gspo", lp, logprobs=[-1.0], advantages=[-1.0], sequence_ratio_mask=[1.0]
+    )
+    assert loss == pytest.approx([expected])
+    assert gradient == pytest.approx([slope])
+
+
 def test_gspo_without_any_masked_token_is_not_divided_by_zero():
     loss, _ = loss_and_gradient(
         "gspo", [-1.0], logprobs=[-3.0], advantages=[1.0], sequence_ratio_mask=[0.0]

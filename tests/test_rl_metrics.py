@@ -34,6 +34,12 @@ def test_a_negative_advantage_is_clipped_below():
     assert (found["ratio/clipped_up"], found["ratio/clipped_down"]) == (0.0, 0.5)
 
 
+def test_a_ratio_below_one_deviates_as_much_as_one_above():
+    turn = Turn([1], [4, 5], [0.0, 0.0])
+    found = ratio_metrics([turn], [1.0], [[math.log(0.5), math.log(1.1)]], (0.8, 1.2))
+    assert found["ratio/max_deviation"] == pytest.approx(0.5)
+
+
 def rollout(text, logprobs, value, reason="stop"):
     score = Score(value, {"part": value / 2}, "")
     return Rollout(PROBLEM, [1], list(range(len(logprobs))), logprobs, text, score, reason)
@@ -54,3 +60,12 @@ def test_reward_metrics_by_hand():
     assert found["env/worked_share"] == 0.5
     assert found["env/completion_tokens"] == 2 and found["env/stop_share"] == 0.5
     assert found["optim/entropy"] == 2.0
+
+
+def test_half_a_verdict_is_not_right_and_what_was_cut_did_not_stop():
+    ends = ("stop", "length", "length", "length")
+    group = Group(PROBLEM, [rollout("2", [-1.0], 0.0, reason) for reason in ends])
+    half = Environment("toy", lambda n, s: [], lambda n, s: [], lambda p, c: Score(0.5, {}, ""))
+    found = reward_metrics([group], half)
+    assert found["env/correct"] == 0.0
+    assert found["env/stop_share"] == 0.25

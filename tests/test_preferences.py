@@ -88,11 +88,26 @@ def test_dpo_raises_the_chosen_reply_over_the_rejected_one():
     assert last["preference/chosen_gain"] > 0 > last["preference/rejected_gain"]
 
 
+def test_a_dpo_margin_is_beta_times_the_difference_of_the_gains():
+    config = replace(CONFIG, dpo_beta=0.3, max_steps=2)
+    row = train_dpo(ToyPolicy(len(TOKENIZER)), PAIRS, config, tokenizer=TOKENIZER).metrics[-1]
+    difference = row["preference/chosen_gain"] - row["preference/rejected_gain"]
+    assert difference > 0.1
+    assert row["preference/margin"] == pytest.approx(0.3 * difference)
+
+
+def test_the_first_step_has_the_full_rate_and_the_last_one_still_moves():
+    config = replace(CONFIG, learning_rate=0.1, max_steps=4)
+    rows = train_dpo(ToyPolicy(len(TOKENIZER)), PAIRS, config, tokenizer=TOKENIZER).metrics
+    assert [row["optim/lr"] for row in rows] == pytest.approx([0.1, 0.075, 0.05, 0.025])
+
+
 def test_the_chosen_replies_own_loss_is_added_per_token():
+    pairs = [replace(each, rejected="zzzzzz") for each in PAIRS]  # its length does not matter
     plain, both = (
         train_dpo(
             ToyPolicy(len(TOKENIZER)),
-            PAIRS,
+            pairs,
             replace(CONFIG, max_steps=1, dpo_nll=weight),
             tokenizer=TOKENIZER,
         ).metrics[0]

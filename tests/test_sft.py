@@ -44,6 +44,19 @@ def test_only_the_answer_is_trained_on():
     assert moved[TOKENIZER.convert_tokens_to_ids("<|assistant|>")]
 
 
+@pytest.mark.parametrize(
+    ("train_on", "trained"),
+    [("last_assistant", "no<|end|>"), ("all_assistant", "yes<|end|>no<|end|>")],
+)
+def test_which_answers_are_trained_on_is_configured(train_on, trained):
+    said = [("user", "a?"), ("assistant", "yes"), ("user", "b?"), ("assistant", "no")]
+    conversation = Conversation(tuple(Message(*each) for each in said))
+    (datum,) = sft_datums([conversation], SFTConfig(train_on=train_on), TOKENIZER)
+    targets, weights = (datum.loss_fn_inputs[name].data for name in ("target_tokens", "weights"))
+    counted = [token for token, weight in zip(targets, weights, strict=True) if weight]
+    assert TOKENIZER.decode(counted) == trained
+
+
 def test_both_calls_of_a_step_are_sent_before_either_is_awaited():
     client = ToyPolicy(len(TOKENIZER))
     train(client, SFTConfig(batch_size=4, max_steps=2, eval_path=None))

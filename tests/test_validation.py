@@ -287,6 +287,13 @@ def test_beyond_the_remembered_rows_the_report_admits_it(tmp_path: Path, monkeyp
     assert "repeats were looked for among the first 3 rows only" in str(many)
 
 
+def test_beyond_the_remembered_heldout_rows_the_report_admits_it_too(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(course_lib.validation, "REMEMBERED_ROWS", 3)
+    heldout = write(tmp_path / "heldout.jsonl", *[row(str(n)) for n in range(4)])
+    path = write(tmp_path / "rows.jsonl", row("another"))
+    assert not validate_file(path, against=heldout).all_remembered
+
+
 def test_a_dataset_is_validated_by_the_same_rules(tmp_path: Path) -> None:
     import datasets
 

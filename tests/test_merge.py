@@ -77,6 +77,16 @@ def test_a_merged_matrix_is_w_plus_alpha_over_r_b_a(tmp_path, base, adapter):
     assert torch.allclose(found, W + 32 / 8 * B @ A, atol=1e-6)
 
 
+def test_an_adapter_of_rank_stabilised_lora_is_merged_as_peft_merges_it(tmp_path, base):
+    adapter = save_adapter(tmp_path / "adapter", base)
+    config = adapter / "adapter_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"use_rslora": True}))
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    wanted = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload().state_dict()
+    found = load_file(merged(tmp_path, base, adapter) / "model.safetensors")
+    assert all(torch.allclose(tensor, wanted[name], atol=1e-5) for name, tensor in found.items())
+
+
 def test_the_merged_folder_keeps_tokenizer_template_and_generation_settings(
     tmp_path, base, adapter
 ):

@@ -126,6 +126,13 @@ def test_tokens_are_drawn_with_their_probabilities():
     assert draws(LOGITS) == pytest.approx([0.1, 0.4, 0.3, 0.2], abs=0.02)
 
 
+def test_a_greedy_rows_probabilities_are_unscaled_beside_a_row_that_is_scaled():
+    how = Drawing.of([0.0, 0.5], [-1, -1], [1.0, 1.0], torch.device("cpu"))
+    probs = how.probs(torch.tensor([LOGITS, LOGITS]))
+    assert probs[0].tolist() == pytest.approx([0.1, 0.4, 0.3, 0.2])
+    assert probs[1].tolist() == pytest.approx([p * p / 0.3 for p in (0.1, 0.4, 0.3, 0.2)])
+
+
 def test_top_k_keeps_the_likeliest_and_shares_out_the_rest():
     assert draws(LOGITS, top_k=2) == pytest.approx([0, 4 / 7, 3 / 7, 0], abs=0.02)
 

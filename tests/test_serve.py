@@ -128,6 +128,14 @@ def test_n_choices_differ_and_a_seed_repeats_them(client):
     assert len(set(texts)) == 4 and [c.index for c in first.choices] == [0, 1, 2, 3]
 
 
+def test_equal_prompts_of_one_request_get_different_answers_by_the_same_seed(client):
+    asked = {"model": "tiny", "prompt": ["What is"] * 2, "n": 2, "seed": 7, "max_tokens": 12}
+    first, again = (client.completions.create(**asked) for _ in range(2))
+    texts = [choice.text for choice in first.choices]
+    assert texts == [choice.text for choice in again.choices]
+    assert len(set(texts)) == 4
+
+
 def test_a_stop_text_ends_the_answer_and_is_not_in_it(client):
     asked = {"model": "tiny", "prompt": "What is", "temperature": 0, "max_tokens": 40}
     whole = client.completions.create(**asked).choices[0]
@@ -293,6 +301,16 @@ def test_a_request_that_cannot_be_met_is_refused_by_its_field(url, case):
     answer = httpx.post(f"{url}/v1/chat/completions", json=GOOD | change, headers=headers)
     assert (answer.status_code, answer.json()["error"]["param"]) == (status, param)
     assert answer.json()["error"]["message"]
+
+
+def test_an_answer_that_may_not_fit_behind_its_prompt_is_refused_as_too_long(url, model):
+    longest = model.base.context_length - len(model.render([Message("user", CHAT[0]["content"])]))
+    headers = {"authorization": f"Bearer {KEY}"}
+    body = GOOD | {"max_tokens": longest + 1}
+    error = httpx.post(f"{url}/v1/chat/completions", json=body, headers=headers).json()["error"]
+    assert (error["param"], error["code"]) == ("messages", "context_length_exceeded")
+    body["max_tokens"] = longest
+    assert httpx.post(f"{url}/v1/chat/completions", json=body, headers=headers).status_code == 200
 
 
 def test_fields_that_ask_for_nothing_are_taken(client):

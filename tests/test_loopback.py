@@ -8,6 +8,7 @@ import threading
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import httpx
 import pytest
@@ -225,4 +226,13 @@ def test_it_is_used_where_the_engine_is_in_this_process(
 
 
 def test_where_the_sdks_insides_differ_nothing_happens():
-    prefer_loopback(object())  # type: ignore[arg-type]
+    for inside in ({}, {"_constructor_kwargs": None}, {"_constructor_kwargs": "of another kind"}):
+        holder = SimpleNamespace(**inside)
+        prefer_loopback(holder)  # type: ignore[arg-type]
+        assert vars(holder) == inside
+
+
+def test_a_client_that_the_caller_chose_stays():
+    holder = SimpleNamespace(_constructor_kwargs={"http_client": "mine"})
+    prefer_loopback(holder)  # type: ignore[arg-type]
+    assert holder._constructor_kwargs == {"http_client": "mine"}

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import string
 from types import SimpleNamespace
 
 import pytest
@@ -52,6 +53,12 @@ def policy(seed=0):
     return ToyPolicy(len(TOKENIZER), seed=seed)
 
 
+def letters_begin(client):
+    """The probability that a reply begins with a letter."""
+    (first,) = client.logprobs([TOKENIZER.convert_tokens_to_ids("<|assistant|>")])
+    return float(first.detach()[TOKENIZER.convert_tokens_to_ids([*string.ascii_letters])].exp().sum())
+
+
 def train(client=None, config=CONFIG, environment=TOY, **options):
     return train_grpo(client or policy(), environment, config, tokenizer=TOKENIZER, **options)
 
@@ -62,9 +69,11 @@ def changed(**fields):
 
 @pytest.mark.parametrize("loss_fn", LOSS_FNS)
 def test_what_is_rewarded_happens_more_often_with_every_loss(loss_fn):
-    rewards = train(config=changed(loss_fn=loss_fn, steps=40)).rewards
-    # Of four seeds on two kinds of processor the least gain was 0.2.
-    assert sum(rewards[-8:]) / 8 > sum(rewards[:8]) / 8 + 0.1
+    """By the policy's own probabilities: rewards of a few samples leave it to luck."""
+    client = policy()
+    before = letters_begin(client)
+    train(client, changed(loss_fn=loss_fn, steps=10))
+    assert letters_begin(client) > before + 0.08
 
 
 def test_a_negated_reward_is_unlearnt():

@@ -2,6 +2,7 @@
 
 import errno
 import os
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from course_lib.checkpoints import (
     Checkpoint,
     CheckpointLog,
+    one_line,
     save_checkpoint,
     training_client_from,
 )
@@ -89,6 +91,70 @@ def test_a_save_that_fails_is_not_logged_and_names_the_remedy(tmp_path):
     with pytest.raises(CourseError, match=r"No space left on device.*free disk space"):
         save_checkpoint(client, "sft", 3, log)
     assert log.read() == []
+
+
+class Saving:
+    """A training client that notes what it is asked for, and when its results are waited for."""
+
+    def __init__(self, broken=False):
+        self.names, self.events, self.broken = [], [], broken
+
+    def save(self, kind, name):
+        self.names.append(name)
+        self.events.append(f"save {kind}")
+
+        def result():
+            self.events.append(f"await {kind}")
+            if self.broken:
+                raise RuntimeError("no room")
+            return SimpleNamespace(path=f"tinker://r/{kind}/{name}")
+
+        return SimpleNamespace(result=result)
+
+    def save_state(self, name):
+        return self.save("weights", name)
+
+    def save_weights_for_sampler(self, name):
+        return self.save("sampler_weights", name)
+
+
+def test_a_checkpoint_names_both_saves_and_no_name_twice(tmp_path):
+    client, log = Saving(), CheckpointLog(tmp_path)
+    found = save_checkpoint(client, "rl", 3, log)
+    save_checkpoint(client, "rl", 3, log)
+    first, _, second, _ = client.names
+    assert first.startswith("rl-00003-") and first != second
+    assert found.state_path == f"tinker://r/weights/{first}"
+    assert found.sampler_path == f"tinker://r/sampler_weights/{first}"
+    assert log.read()[0] == found
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_both_saves_are_sent_before_either_is_awaited_and_both_are_over_after_a_failure(broken):
+    client = Saving(broken)
+    with pytest.raises(CourseError) if broken else nullcontext():
+        save_checkpoint(client, "sft", 1)
+    kinds = ["weights", "sampler_weights"]
+    assert client.events == [f"{verb} {kind}" for verb in ("save", "await") for kind in kinds]
+
+
+@pytest.mark.parametrize("given", [point(3), point(3).state_path])
+def test_training_goes_on_from_the_state_with_or_without_its_optimizer(given):
+    service = SimpleNamespace(
+        create_training_client_from_state_with_optimizer=lambda path: Future(("with", path)),
+        create_training_client_from_state=lambda path: Future(("without", path)),
+    )
+    assert training_client_from(service, given) == ("with", "tinker://r/weights/3")
+    found = training_client_from(service, given, optimizer=False)
+    assert found == ("without", "tinker://r/weights/3")
+
+
+def test_what_a_back_end_says_is_one_line_of_a_readable_length():
+    assert one_line(ValueError("a\n  b " + "x" * 500)) == "a b " + "x" * 196
+    told = RuntimeError("Error code: 400")
+    told.body = {"error": "no such model"}
+    assert one_line(told) == "no such model"
+    assert one_line(KeyboardInterrupt()) == "KeyboardInterrupt"
 
 
 def test_sampler_weights_are_no_place_to_go_on_training_from():

@@ -17,7 +17,15 @@ import torch
 
 from course_lib.engine import storage, tensors
 from course_lib.engine.names import TinkerPath, checked_name, parse_path, run_id_of
-from course_lib.engine.records import UNFINISHED, CheckpointRecord, RunRecord, expiry, iso, now
+from course_lib.engine.records import (
+    UNFINISHED,
+    CheckpointRecord,
+    RunRecord,
+    SessionRecord,
+    expiry,
+    iso,
+    now,
+)
 from course_lib.engine.requests import NotFoundError, RequestError
 from course_lib.engine.storage import NEXT, Store
 from course_lib.engine.tensors import ADAPTER, Scratch, read_tensors, write_adapter
@@ -49,11 +57,32 @@ def test_a_saved_checkpoint_is_found_again(store: Store):
 
 def test_a_taken_name_is_refused_and_overwrite_replaces(store: Store):
     store.save(PATH, record(), writes("first"))
-    with pytest.raises(RequestError, match="exists already"):
+    with pytest.raises(RequestError, match=r"exists already; .* or pass overwrite=True"):
         store.save(PATH, record(), writes("second"))
     store.save(PATH, record(), writes("third"), overwrite=True)
     assert (store.folder(PATH) / "file").read_text() == "third"
     assert [p.name for p in store.folder(PATH).parent.iterdir()] == ["one"]
+
+
+def test_a_taken_samplers_name_is_refused_without_a_remedy_that_the_sdk_lacks(store: Store):
+    path = TinkerPath(RUN, "sampler_weights", "one")
+    store.save(path, record(path), writes("first"))
+    with pytest.raises(RequestError, match=r"choose another name$"):
+        store.save(path, record(path), writes("second"))
+
+
+def test_a_checkpoint_is_on_disk_before_it_is_visible(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+):
+    synced: list[tuple[str, bool]] = []
+
+    def note(name: str):
+        return lambda folder: synced.append((name, (store.folder(PATH) / "file").exists()))
+
+    monkeypatch.setattr(storage, "sync_folder", note("its files"))
+    monkeypatch.setattr(storage, "sync", note("its name"))
+    store.save(PATH, record(), writes("x"))
+    assert synced == [("its files", False), ("its name", True)]
 
 
 def test_a_failing_write_leaves_nothing_behind(store: Store):
@@ -117,6 +146,7 @@ def test_a_deleted_checkpoint_does_not_come_back(store: Store):
     (left / storage.RECORD).write_text(json.dumps(record().__dict__))
     store.delete(PATH)
     assert store.checkpoints(RUN) == []
+    assert not list((store.run_dir(RUN) / "weights").iterdir())
     with pytest.raises(NotFoundError):
         store.delete(PATH)
 
@@ -239,7 +269,7 @@ def test_a_time_to_live_out_of_range_is_refused(ttl: int):
 
 def test_changing_a_record_keeps_the_rest(store: Store):
     store.save(PATH, record(), writes("x"))
-    store.update(PATH, public=True)
+    assert store.update(PATH, public=True) == store.checkpoint(PATH)
     assert store.checkpoint(PATH).public
     assert store.checkpoint(PATH).base_model == "m"
 
@@ -249,6 +279,24 @@ def test_runs_come_back_the_last_used_first(store: Store):
         moment = iso(now() + timedelta(seconds=index))
         store.write_run(RunRecord(run_id, "local", run_id[0], "m", "f", {}, moment, moment))
     assert [run.run_id for run in store.runs()] == ["b:train:0", "a:train:0"]
+
+
+def test_checkpoints_and_sessions_come_back_the_newest_first(store: Store):
+    for name, seconds in {"b": 1, "c": 3, "a": 2}.items():
+        moment = iso(now() + timedelta(seconds=seconds))
+        path = TinkerPath(RUN, "weights", name)
+        store.save(path, record(path, created_at=moment), writes("x"))
+        store.write_session(SessionRecord(name, "local", moment))
+    assert [found.path[-1] for found in store.checkpoints(RUN)] == ["c", "a", "b"]
+    assert [found.session_id for found in store.sessions()] == ["c", "a", "b"]
+
+
+@pytest.mark.parametrize("session_id", ["../runs/x", "/etc/x", "", "a/b"])
+def test_a_session_id_cannot_leave_the_store(store: Store, session_id: str):
+    with pytest.raises(RequestError, match="is not a session id"):
+        store.session(session_id)
+    with pytest.raises(RequestError, match="is not a session id"):
+        store.write_session(SessionRecord(session_id, "local", iso(now())))
 
 
 def test_a_damaged_record_is_passed_over(store: Store):

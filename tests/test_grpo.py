@@ -55,8 +55,8 @@ def policy(seed=0):
 
 def letters_begin(client):
     """The probability that a reply begins with a letter."""
-    (first,) = client.logprobs([TOKENIZER.convert_tokens_to_ids("<|assistant|>")])
-    return float(first.detach()[TOKENIZER.convert_tokens_to_ids([*string.ascii_letters])].exp().sum())
+    (first,) = client.logprobs([TOKENIZER.convert_tokens_to_ids("<|assistant|>")]).exp().tolist()
+    return sum(first[token] for token in TOKENIZER.convert_tokens_to_ids([*string.ascii_letters]))
 
 
 def train(client=None, config=CONFIG, environment=TOY, **options):

@@ -16,7 +16,7 @@ from course_lib.engine.futures import FutureTable, Pending
 from course_lib.engine.limits import Limits
 from course_lib.engine.requests import RequestError, SampleRequest
 from course_lib.engine.turns import Job, Line
-from course_lib.engine.wire import Reply
+from course_lib.engine.wire import Reply, failure_reply
 from course_lib.engine.worker import Worker
 
 LIMITS = Limits(
@@ -378,6 +378,16 @@ def test_a_learner_who_fills_the_queue_keeps_nobody_else_out(bench: Bench):
     bench.worker.start()
 
 
+def test_a_call_waits_as_so_many_samples_as_it_asks_for_and_only_while_it_waits(bench: Bench):
+    sampler = FakeSampler(FakeBase())
+    first, second = (bench.sample(sampler, samples=8) for _ in range(2))
+    assert bench.sample(sampler, samples=8) is None  # 24 of 20
+    bench.worker.start()
+    for job in (first, second):
+        reply_of(job.pending)
+    assert reply_of(bench.sample(sampler, samples=20).pending) == "done"
+
+
 def test_training_and_sampling_take_turns(bench: Bench):
     """A long decode let every training request wait until it was done."""
     sampler = FakeSampler(FakeBase(), step_s=0.005)
@@ -421,13 +431,33 @@ def test_a_broken_decoder_fails_its_calls_and_serves_the_next(bench: Bench):
     assert reply_of(bench.sample(sampler).pending) == "done"
 
 
+def test_a_broken_decoder_fails_no_other_models_calls(bench: Bench):
+    broken, whole = FakeSampler(FakeBase()), FakeSampler(FakeBase(), step_s=0.01)
+    going = bench.sample(whole, max_tokens=20)
+    bench.worker.start()
+    while not whole.batch_sizes:
+        time.sleep(0.01)
+    broken.broken = True
+    assert "the decoder broke" in reply_of(bench.sample(broken).pending)
+    assert reply_of(going.pending) == "done"
+
+
+def test_a_sample_that_was_cancelled_while_it_waited_is_never_begun(bench: Bench):
+    sampler = FakeSampler(FakeBase())
+    job = bench.sample(sampler)
+    job.pending.cancelled = True
+    bench.worker.start()
+    assert "cancelled" in reply_of(job.pending)
+    assert not sampler.weights_seen
+
+
 def test_a_cancelled_sample_stops_early(bench: Bench):
     sampler = FakeSampler(FakeBase(), step_s=0.01)
     job = bench.sample(sampler, max_tokens=10_000)
     bench.worker.start()
     time.sleep(0.05)
     job.pending.cancelled = True
-    assert "cancelled" in reply_of(job.pending)
+    assert '"The sample call was cancelled", "category": "user"' in reply_of(job.pending)
     assert len(sampler.batch_sizes) < 100
 
 
@@ -459,6 +489,16 @@ def test_what_comes_after_the_stop_is_answered_at_once(bench: Bench):
     assert "stopped" in bench.result(bench.send("a", 0))
     assert "stopped" in bench.result(bench.send("c", 0))
     assert sample is not None and "stopped" in reply_of(sample.pending)
+
+
+def test_stopping_answers_what_is_being_decoded(bench: Bench):
+    sampler = FakeSampler(FakeBase(), step_s=0.01)
+    job = bench.sample(sampler, max_tokens=10_000)
+    bench.worker.start()
+    while not sampler.batch_sizes:
+        time.sleep(0.01)
+    bench.worker.stop()
+    assert "stopped" in reply_of(job.pending, 0.1)
 
 
 def test_a_fetched_result_stays_for_a_while_and_then_goes():
@@ -518,6 +558,73 @@ def test_results_are_bounded_in_bytes_the_oldest_go_first():
     kept = [table.find(pending.request_id, "me") is not None for pending in pendings]
     assert kept == [False, False, False, True, True]
     assert table.find(waiting.request_id, "me") is waiting
+
+
+def test_what_was_fetched_goes_before_what_was_not_when_room_is_needed():
+    table = FutureTable(Limits(keep_results_bytes=100))
+    unfetched, fetched, newest = (table.open("me") for _ in range(3))
+    table.settle(unfetched, Reply(bytes(40)))
+    table.settle(fetched, Reply(bytes(40)))
+    table.delivered(fetched)
+    table.settle(newest, Reply(bytes(40)))
+    assert table.find(unfetched.request_id, "me") and table.find(newest.request_id, "me")
+    assert table.find(fetched.request_id, "me") is None
+
+
+def test_a_forgotten_result_gives_its_room_back():
+    table = FutureTable(Limits(keep_results_bytes=100))
+    for _ in range(3):
+        pending = table.open("me")
+        table.settle(pending, Reply(bytes(100)))
+        assert table.find(pending.request_id, "me") is pending
+        table.forget([pending.request_id], "me")
+
+
+def test_a_result_that_is_fetched_again_stays_longer_and_holds_up_no_other():
+    clock = [0.0]
+    table = FutureTable(Limits(keep_delivered_s=60), clock=lambda: clock[0])
+    again, once = table.open("me"), table.open("me")
+    for clock[0], pending in ((0.0, again), (10.0, once), (50.0, again)):
+        table.settle(pending, Reply(b"x"))
+        table.delivered(pending)
+    clock[0] = 75.0
+    table.settle(table.open("me"), Reply(b"y"))
+    assert table.find(again.request_id, "me") is again
+    assert table.find(once.request_id, "me") is None
+
+
+def test_the_first_result_of_a_request_counts():
+    table = FutureTable(Limits())
+    pending = table.open("me", ("s", 0))
+    for body in (b"first", b"second"):
+        table.settle(pending, Reply(body))
+    assert reply_of(pending) == "first"
+    assert len(table.completions(("s", 0), 0)) == 1
+
+
+def test_a_request_without_a_result_is_not_forgotten_and_one_taken_back_is():
+    table = FutureTable(Limits())
+    kept, discarded = table.open("me"), table.open("me")
+    table.forget([kept.request_id], "me")
+    table.discard(discarded)
+    assert table.find(kept.request_id, "me") is kept
+    assert table.find(discarded.request_id, "me") is None
+
+
+def test_who_polls_one_client_asks_for_its_requests_only():
+    table = FutureTable(Limits())
+    mine, anothers = table.open("me", ("s", 0)), table.open("me", ("t", 0))
+    table.listen(("s", 0), lambda: None)
+    assert mine.asked and not anothers.asked
+
+
+def test_failures_are_reported_in_bulk_as_such_until_the_session_ends():
+    table = FutureTable(Limits())
+    table.settle(table.open("me", ("s", 0)), failure_reply("broken"))
+    ((_, _, failed, _),) = table.completions(("s", 0), 0)
+    assert failed
+    table.close_streams("s")
+    assert table.completions(("s", 0), 0) == []
 
 
 def test_a_result_is_found_by_its_owner_only():

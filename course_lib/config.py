@@ -221,6 +221,9 @@ def load_config(name_or_toml: str | None = None, overrides: Sequence[str] = ()) 
         if not equals:
             raise CourseError("--set", f"{override!r} has no '='", "write field=value")
         section, name = _find_field(config, path.strip(), "--set")
+        if (section, name) == ("", "preset"):
+            remedy = f"use --config with one of {', '.join(PRESETS)}"
+            raise CourseError("--set preset", "would change the name alone", remedy)
         kind = kinds(getattr(config, section) if section else config)[name]
         value = parse(kind, text.strip(), f"--set {path.strip()}")
         (changes.setdefault(section, {}) if section else changes)[name] = value
@@ -247,7 +250,7 @@ def find_file(path: str | Path) -> Path:
 def _from_toml(path: str) -> RunConfig:
     file = find_file(path)
     try:
-        values = tomllib.loads(file.read_text(encoding="utf-8"))
+        values = tomllib.loads(file.read_text(encoding="utf-8-sig"))  # Notepad begins with a mark
     except OSError as error:
         remedy = "give the path of a TOML file, or one of " + ", ".join(PRESETS)
         raise CourseError(path, error.strerror or "cannot be read", remedy) from None

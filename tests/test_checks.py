@@ -503,6 +503,31 @@ def test_a_damaged_progress_file_is_an_empty_one(damage, tmp_path, capsys):
     assert json.loads((tmp_path / "progress.json").read_text())["05.4"]["solved"]
 
 
+def test_what_is_readable_of_a_progress_file_is_kept(tmp_path, capsys):
+    """One unknown key once made all of it count as empty, and the next check wiped it."""
+    stored = {
+        "05.4": {"solved": True, "tries": 1, "hints": 0, "when": "today"},
+        "05.1": {"solved": "no", "tries": "x"},
+        "future": [1],
+    }
+    path = tmp_path / "progress.json"
+    path.write_text(json.dumps(stored))
+    hint("05.2")
+    progress()
+    assert "05.4 solved" in (said := capsys.readouterr().out) and "05.1 open" in said
+    kept = json.loads(path.read_text())
+    assert {id: kept[id] for id in stored} == stored and kept["05.2"]["hints"] == 1
+
+
+def test_a_progress_file_that_is_none_is_laid_aside(tmp_path, capsys):
+    path = tmp_path / "progress.json"
+    for damage in ('{"05.4": {"solved": true', "[" * 100_000):
+        path.write_text(damage)
+        hint("05.2")
+        assert (tmp_path / "progress.json.damaged").read_text() == damage
+        assert "05.2" in json.loads(path.read_text())
+
+
 def test_a_folder_that_cannot_be_written_is_passed_over(monkeypatch, capsys):
     monkeypatch.setenv("COURSE_PROGRESS", "/proc/nowhere/progress.json")
     check("05.4", find("05.4").reference)

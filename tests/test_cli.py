@@ -13,9 +13,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
+import httpx
 import pytest
+import tinker
 
+from course_lib.checkpoints import Checkpoint, CheckpointLog
 from course_lib.cli import main
+from course_lib.errors import CourseError
 
 PROJECT = Path(__file__).resolve().parent.parent
 SMALL = [
@@ -23,6 +27,7 @@ SMALL = [
     "--set", "rl.group_size=2", "--set", "rl.prompts_per_step=2", "--set", "rl.max_tokens=8",
     "--set", "rl.reward=length", "--set", "eval_problems=4",
 ]  # fmt: skip
+GONE = tinker.APIConnectionError(request=httpx.Request("POST", "http://here:1"))
 
 
 @pytest.fixture(scope="session")
@@ -172,7 +177,29 @@ def test_a_run_stopped_with_ctrl_c_says_how_to_go_on(online, small, monkeypatch,
 
     assert main(["all", *small, "--out", "my run"]) == 130
     last = capsys.readouterr().err.splitlines()[-1]
-    assert last == "stopped; go on with: posttrain all --resume 'my run'"
+    how = "go on with: posttrain all --resume 'my run' (no checkpoint was saved yet)"
+    assert last == f"stopped; {how}"
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (CourseError("my_reward.py:4", "failed", "mend it"), "my_reward.py:4: failed; mend it"),
+        (GONE, "http://here:1: does not answer any more; is the server running?"),
+    ],
+)
+def test_a_run_that_fails_after_a_checkpoint_says_how_to_go_on(
+    online, small, monkeypatch, capsys, error, said
+):
+    def failing(service, config, out, on_step, **options):
+        service.url = "http://here:1"
+        CheckpointLog(out).append(Checkpoint("rl", 5, "tinker://r/weights/a", "tinker://r/s/a"))
+        raise error
+
+    monkeypatch.setattr("course_lib.pipeline.run_all", failing)
+    assert main(["all", *small, "--out", "run"]) == 1
+    how = "go on with: posttrain all --resume run (after rl step 5)"
+    assert capsys.readouterr().err.splitlines()[-2:] == [said, how]
 
 
 def test_ctrl_c_before_a_run_begins_says_so(online, monkeypatch, capsys):

@@ -82,7 +82,7 @@ def test_overrides_take_the_type_of_their_field():
         ("sft.lora_rank=12", "SFTConfig.lora_rank: 12 is no power of two"),
         ("upload_to_hf=true", "DeployConfig.hf_repo_name"),
         ("seed=-1", "RunConfig.seed"),
-        ("preset=huge", "use tiny, quick, full"),
+        ("preset=full", "use --config with one of tiny, quick, full"),
     ],
 )
 def test_a_wrong_override_is_told_in_one_line(override, said):

@@ -7,6 +7,7 @@ import json
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from course_lib.files import write_whole
 
@@ -22,7 +23,7 @@ class Entry:
 
 def progress_path() -> Path:
     """`COURSE_PROGRESS`, else `.course/progress.json` in the checkout, else in the home folder."""
-    if "COURSE_PROGRESS" in os.environ:
+    if os.environ.get("COURSE_PROGRESS"):
         return Path(os.environ["COURSE_PROGRESS"])
     root = Path(__file__).resolve().parents[2]
     home = root if (root / "notebooks").is_dir() and os.access(root, os.W_OK) else Path.home()
@@ -30,17 +31,35 @@ def progress_path() -> Path:
 
 
 def read_progress() -> dict[str, Entry]:
-    """Exercise id -> entry. A missing or damaged file counts as empty: it is not worth an error."""
-    try:
-        stored = json.loads(progress_path().read_text(encoding="utf-8"))
-        return {id: Entry(**entry) for id, entry in stored.items()}
-    except (OSError, ValueError, TypeError, AttributeError):
-        return {}
+    """Exercise id -> entry. A missing file counts as empty, and so does what cannot be read of it:
+    it is not worth an error."""
+    return {id: read for id, entry in _stored().items() if (read := _entry(entry)) is not None}
 
 
 def write_entry(id: str, entry: Entry) -> None:
-    """Replace one entry, atomically. A disk that refuses is passed over in silence."""
-    entries = read_progress() | {id: entry}
-    text = json.dumps({id: asdict(entry) for id, entry in sorted(entries.items())}, indent=1)
+    """Replace one entry, atomically; what else the file holds stays. A damaged file is laid aside
+    first, as progress.json.damaged. A disk that refuses is passed over in silence."""
+    path = progress_path()
     with contextlib.suppress(OSError):
-        write_whole(progress_path(), text + "\n", durable=False)
+        stored = _stored()
+        if not stored and path.is_file() and path.stat().st_size > 2:
+            path.replace(path.with_name(f"{path.name}.damaged"))
+        entries = {**stored, id: asdict(entry)}
+        write_whole(path, json.dumps(entries, indent=1, sort_keys=True) + "\n", durable=False)
+
+
+def _stored() -> dict[str, Any]:
+    try:
+        stored = json.loads(progress_path().read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return stored if isinstance(stored, dict) else {}
+
+
+def _entry(stored: Any) -> Entry | None:
+    if not isinstance(stored, dict):
+        return None
+    known = {name: stored[name] for name in ("solved", "tries", "hints") if name in stored}
+    wanted = {name: type(default) for name, default in asdict(Entry()).items()}
+    sound = all(type(value) is wanted[name] for name, value in known.items())
+    return Entry(**known) if known and sound else None

@@ -54,7 +54,7 @@ def entry() -> NoReturn:
 
 
 def leave(code: int) -> NoReturn:
-    for stream in (sys.stdout, sys.stderr):
+    for stream in filter(None, (sys.stdout, sys.stderr)):  # None: closed from the start
         with suppress(OSError, ValueError):  # a pipe that nobody reads, a closed one
             stream.flush()
     os._exit(code)
@@ -83,7 +83,7 @@ def main(arguments: list[str]) -> int:
         line = one_line(error)
         if line is None:
             raise
-        print(line, file=sys.stderr)
+        print("\n".join([line, *getattr(error, "__notes__", ())]), file=sys.stderr)
         return 1
 
 

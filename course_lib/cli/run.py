@@ -120,14 +120,32 @@ def opened_run(command: str, options: RunOptions) -> Iterator[Run]:
         with only_here(out), Bars() as bars:
             yield Run(config, data, service, out, options.resume is not None, bars.on_step)
     except KeyboardInterrupt:
-        go_on = shlex.join(["posttrain", command, "--resume", str(out)])
-        raise Stopped(f"stopped; go on with: {go_on}") from None
-    except Exception:
+        raise Stopped(f"stopped; {go_on(command, out)}") from None
+    except Exception as error:
         if not existed and {file.name for file in out.glob("*")} <= BEFORE_THE_FIRST_STEP:
             shutil.rmtree(out, ignore_errors=True)
             with suppress(OSError):  # it holds other runs
                 out.parent.rmdir()
+        elif (out / "checkpoints.jsonl").exists():
+            error.add_note(go_on(command, out))
+        if type(error).__name__ == "APIConnectionError":  # after all the SDK's retries
+            gone = CourseError(service.url, "does not answer any more", "is the server running?")
+            for note in getattr(error, "__notes__", ()):
+                gone.add_note(note)
+            raise gone from error
         raise
+
+
+def go_on(command: str, out: Path) -> str:
+    """How a run that ended early goes on, and from where."""
+    from course_lib.checkpoints import CheckpointLog
+
+    line = shlex.join(["posttrain", command, "--resume", str(out)])
+    last = None
+    with suppress(CourseError):  # a damaged log is told when the run is resumed
+        last = CheckpointLog(out).last()
+    where = f"after {last.phase} step {last.step}" if last else "no checkpoint was saved yet"
+    return f"go on with: {line} ({where})"
 
 
 @contextmanager

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from course_lib.compare import Comparison
     from course_lib.config import RunConfig
 
+TABLE_WIDTH = 76  # a narrower terminal breaks its lines, and loses no number
 STAGE_TITLES = {"base": "base", "sft": "SFT", "rl": "GRPO"}
 
 
@@ -62,15 +63,15 @@ def print_report(config: RunConfig, out: Path, report: Mapping[str, Any]) -> Non
     """The end of `posttrain all`: the table, what was made, what to type next."""
     from course_lib.plots.run import save_run_figures
 
-    console = Console()
-    console.print(report_table(report))
+    figures = save_run_figures(out)  # first: whoever reads what is printed may stop reading
+    Console(width=max(TABLE_WIDTH, Console().width)).print(report_table(report))
     if report["note"]:
         print(report["note"])
     if (win_rate := (report["rl"] or {}).get("win_rate_vs_sft")) is not None:
         print(f"The judge prefers GRPO's answer to SFT's in {percent(win_rate)} of the pairs.")
     _print_diagnosis(out)
     made = report["checkpoints"]
-    print_paths({"folder": out, **save_run_figures(out), **made})
+    print_paths({"folder": out, **figures, **made})
     sampler_path = made["rl_sampler" if "rl" in made else "sft_sampler"]
     ship = ["deploy", "--checkpoint", made.get("rl", made["sft"])]
     print_next(config, ["chat", "--base", sampler_path], ship)

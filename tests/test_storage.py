@@ -97,6 +97,26 @@ def test_a_failing_write_leaves_nothing_behind(store: Store):
         store.checkpoint(PATH)
 
 
+def test_a_save_that_is_interrupted_leaves_nothing_behind(store: Store):
+    def interrupted(folder: Path) -> None:
+        (folder / "file").write_text("half")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        store.save(PATH, record(), interrupted)
+    assert list((store.run_dir(RUN) / "weights").iterdir()) == []
+
+
+def test_an_overwrite_takes_the_place_of_one_that_a_killed_process_began(store: Store):
+    store.save(PATH, record(), writes("old"))
+    left = store.folder(PATH).with_name("one" + NEXT)
+    left.mkdir()
+    (left / "file").write_text("left")
+    store.save(PATH, record(), writes("new"), overwrite=True)
+    assert (store.folder(PATH) / "file").read_text() == "new"
+    assert [p.name for p in store.folder(PATH).parent.iterdir()] == ["one"]
+
+
 def test_a_failing_overwrite_leaves_the_old_one(store: Store):
     store.save(PATH, record(), writes("old"))
 

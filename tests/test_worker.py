@@ -455,7 +455,8 @@ def test_a_cancelled_sample_stops_early(bench: Bench):
     sampler = FakeSampler(FakeBase(), step_s=0.01)
     job = bench.sample(sampler, max_tokens=10_000)
     bench.worker.start()
-    time.sleep(0.05)
+    while not sampler.batch_sizes:  # after 0.05 s it was still waiting to be asked for
+        time.sleep(0.01)
     job.pending.cancelled = True
     assert '"The sample call was cancelled", "category": "user"' in reply_of(job.pending)
     assert len(sampler.batch_sizes) < 100

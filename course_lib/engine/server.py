@@ -178,6 +178,7 @@ def serve_forever(
             model cannot be loaded.
     """
     from course_lib.engine.models import load_models, tokenizer_home
+    from course_lib.engine.storage import Store
 
     if host not in LOOPBACK and keys is None:
         raise CourseError(
@@ -188,6 +189,8 @@ def serve_forever(
     owners = read_keys(keys) if keys is not None else None
     raise_file_limit()
     place = Path(store or setting("COURSE_STORE") or DEFAULT_STORE).resolve()
+    Store(place)  # what can be refused is refused before a model is loaded
+    bind(host, port).close()
     models = load_models(model, aliases)
     engine = Engine(models, place, host=host, port=port, owners=owners)
     home = tokenizer_home(place / "tokenizers", models)

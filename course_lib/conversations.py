@@ -92,6 +92,18 @@ def as_conversation(row: dict[str, Any], source: str = "") -> Conversation:
     return Conversation(messages, source)
 
 
+def prompt_messages(prompt: Any) -> tuple[Message, ...]:
+    """A row's `prompt`, a text or a list of messages, as messages; none if it is neither."""
+    if isinstance(prompt, str):
+        return (Message("user", prompt),)
+    try:
+        messages = tuple(Message(turn["role"], turn["content"]) for turn in prompt)
+    except (TypeError, KeyError):
+        return ()
+    texts = all(isinstance(text, str) for turn in messages for text in (turn.role, turn.content))
+    return messages if texts else ()
+
+
 # --------------------------------------------------------------------------------------------------
 # rows, with their faults
 
@@ -118,17 +130,24 @@ def dataset_type_of(path_or_hub: str | Path) -> str:
 
 
 def jsonl_rows(path: str) -> Iterator[tuple[int, Any, list[Fault]]]:
-    """Rows of a JSONL file; a line that cannot be read has row None and says why."""
-    for line, raw in enumerate(_bounded_lines(path), 1):
-        row, faults = decode_line(raw, line)
+    """Conversations of a JSONL file; a line that cannot be read has row None and says why."""
+    remedy = "give a JSONL file, or use dataset_type huggingface for folders and hub names"
+    for line, row, faults in json_lines(path, remedy):
         if all(found.kind in STILL_READABLE for found in faults):
             faults = faults + row_faults(row, line)
+        yield line, row, faults
+
+
+def json_lines(path: str, remedy: str) -> Iterator[tuple[int, Any, list[Fault]]]:
+    """The JSON values of a file, whatever they mean; `remedy` is for a file that cannot be read."""
+    for line, raw in enumerate(_bounded_lines(path, remedy), 1):
+        row, faults = decode_line(raw, line)
         yield line, row, faults
         if any(found.kind in STOPS_READING for found in faults):
             return
 
 
-def _bounded_lines(path: str) -> Iterator[bytes]:
+def _bounded_lines(path: str, remedy: str) -> Iterator[bytes]:
     """Lines as bytes; of a line over the limit only its beginning, so that memory stays bounded."""
     try:
         with open(path, "rb") as file:
@@ -137,7 +156,6 @@ def _bounded_lines(path: str) -> Iterator[bytes]:
                 while len(raw) > MAX_LINE_BYTES and not raw.endswith(b"\n"):
                     raw = file.readline(MAX_LINE_BYTES + 1) or b"\n"
     except OSError as error:
-        remedy = "give a JSONL file, or use dataset_type huggingface for folders and hub names"
         raise CourseError(path, error.strerror or "cannot be read", remedy) from error
 
 

@@ -22,8 +22,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from course_lib.config import find_file
-from course_lib.conversations import Conversation, Message
+from course_lib.conversations import Conversation, Message, json_lines, prompt_messages
 from course_lib.errors import CourseError
+from course_lib.faults import ERROR, is_text
 from course_lib.rewards import Problem, Score, correct
 from course_lib.world import fact_question, fact_sentence, sum_problem
 from course_lib.world.village import POLITE_CLOSINGS, POLITE_OPENINGS, RUDE_OPENINGS
@@ -203,35 +204,28 @@ def _from_problems(name: str, train: list[Problem], held: list[Problem]) -> Envi
 
 def _read_problems(path: str) -> Iterator[Problem]:
     """Problems from a JSONL file; a fault is told by its line."""
-    try:
-        handle = open(find_file(path), encoding="utf-8-sig")  # noqa: SIM115 - closed below
-    except OSError as error:
-        remedy = "give a JSONL file of prompts and answers"
-        raise CourseError(path, error.strerror or "cannot be read", remedy) from None
-    with handle:
-        for number, line in enumerate(handle, start=1):
-            if line.strip():
-                yield _problem(line, f"{path}:{number}")
+    remedy = "give a JSONL file of prompts and answers"
+    for line, row, faults in json_lines(str(find_file(path)), remedy):
+        for found in faults:
+            if found.severity == ERROR:
+                raise found.as_error(path)
+        if all(found.kind != "blank_line" for found in faults):
+            yield _problem(row, f"{path}:{line}")
 
 
-def _problem(line: str, place: str) -> Problem:
-    try:
-        row: Any = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise CourseError(place, f"is not JSON ({error.msg})", "one JSON object a line") from None
+def _problem(row: Any, place: str) -> Problem:
     if not isinstance(row, dict) or not row.get("prompt"):
         raise CourseError(place, "has no prompt", 'write {"prompt": "...", "answer": "..."}')
+    if not is_text(json.dumps(row, ensure_ascii=False)):
+        remedy = "write the whole character: it was cut in half"
+        raise CourseError(place, "holds half a character", remedy)
     prompt, answer, reference = row.pop("prompt"), row.pop("answer", None), row.get("reference")
     if answer is None and reference is None:
         raise CourseError(place, "has neither answer nor reference", "add one of the two")
-    if isinstance(prompt, str):
-        messages = (Message("user", prompt),)
-    else:
-        try:
-            messages = tuple(Message(each["role"], each["content"]) for each in prompt)
-        except (TypeError, KeyError):
-            remedy = 'a text or a list of {"role": ..., "content": ...}'
-            raise CourseError(place, "prompt is malformed", f"write {remedy}") from None
+    messages = prompt_messages(prompt)
+    if not messages:
+        remedy = 'write a text or a list of {"role": ..., "content": ...}'
+        raise CourseError(place, "prompt is malformed", remedy)
     kind = str(row.pop("kind", ""))
     id_ = str(row.pop("id", "")) or json.dumps(prompt, ensure_ascii=False)
     return Problem(messages, None if answer is None else str(answer), kind, id_, row)

@@ -207,6 +207,15 @@ def _message_faults(message: Any, place: str, line: int) -> list[Fault]:
     return faults
 
 
+def is_text(content: str) -> bool:
+    """Whether UTF-8 can write it: half a character, e.g. "\\ud800", it cannot."""
+    try:
+        content.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _content_faults(content: str, place: str, line: int) -> list[Fault]:
     faults = []
     if not content.strip():

@@ -85,16 +85,21 @@ def test_references_and_messages_make_problems_that_only_a_judge_can_grade(tmp_p
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ("{", r"mine\.jsonl:2: is not JSON"),
+        ("{", r"mine\.jsonl:2: not JSON"),
         ("[1]", r"mine\.jsonl:2: has no prompt"),
         ('{"answer": 1}', "has no prompt"),
         ('{"prompt": "x"}', "neither answer nor reference"),
         ('{"prompt": [1], "answer": 1}', "prompt is malformed"),
+        ("[" * 100_000, r"mine\.jsonl:2: .*nested too deep"),
+        ('{"prompt": "M\udcfchle?", "answer": 1}', r"mine\.jsonl:2: byte 14 .* is not UTF-8"),
+        (r'{"prompt": "\ud800", "answer": 1}', r"mine\.jsonl:2: holds half a character"),
+        ('{"prompt": [{"role": "user", "content": 5}], "answer": 1}', "prompt is malformed"),
         ('{"prompt": "x", "reference": "y"}', "some rows have an answer, some have none"),
     ],
 )
 def test_a_faulty_row_is_told_by_its_line(own_file, line, said):
-    own_file.write_text('{"prompt": "a", "answer": 1}\n' + line + "\n")
+    text = '{"prompt": "a", "answer": 1}\n' + line + "\n"
+    own_file.write_text(text, encoding="utf-8", errors="surrogateescape")
     with pytest.raises(CourseError, match=said):
         environment_from_file(str(own_file), str(own_file))
 

@@ -22,8 +22,10 @@ from typing import TYPE_CHECKING, Any
 from course_lib.chat_text import control_tokens_in
 from course_lib.conversations import (
     Conversation,
+    Message,
     as_conversation,
     dataset_type_of,
+    prompt_messages,
     read_rows,
 )
 from course_lib.errors import CourseError
@@ -202,6 +204,10 @@ class _Memory:
         self._lines: dict[bytes, int] = {}
         self.full = False
 
+    @property
+    def empty(self) -> bool:
+        return not self._lines
+
     def line_of(self, text: str) -> int | None:
         return self._lines.get(_hash(text))
 
@@ -221,7 +227,7 @@ def _repeats(
 ) -> list[Fault]:
     faults = []
     row = json.dumps([(message.role, message.content) for message in conversation.messages])
-    twin, leaked = seen.line_of(row), heldout.line_of(_question(conversation))
+    twin, leaked = seen.line_of(row), heldout.line_of(_question(conversation.prompt))
     if twin is None:
         seen.remember(row, line)
     else:
@@ -235,12 +241,24 @@ def _prompts_of(path: str | Path) -> _Memory:
     """The prompts of a held-out file; its own faults are reported when it is validated itself."""
     prompts = _Memory()
     for line, row, faults in read_rows(path, dataset_type_of(path)):
-        if row is not None and all(one.severity != ERROR for one in faults):
-            prompts.remember(_question(as_conversation(row)), line)
+        if asked := _asked(row, faults):
+            prompts.remember(_question(asked), line)
+    if prompts.empty:
+        remedy = 'write {"prompt": ...} or {"messages": [...]} lines'
+        raise CourseError(str(path), "holds no prompt to look for", remedy)
     return prompts
 
 
-def _question(conversation: Conversation) -> str:
+def _asked(row: Any, faults: list[Fault]) -> Iterable[Message]:
+    """What a held-out row asks, a conversation or a `prompt`; nothing if it cannot be read."""
+    if isinstance(row, dict) and "messages" not in row:
+        return prompt_messages(row.get("prompt"))
+    if row is None or any(one.severity == ERROR for one in faults):
+        return ()
+    return as_conversation(row).prompt
+
+
+def _question(asked: Iterable[Message]) -> str:
     """The prompt without what does not make it another question: system message, case, spaces."""
-    said: Iterable[str] = (m.content for m in conversation.prompt if m.role != "system")
+    said = (message.content for message in asked if message.role != "system")
     return json.dumps([" ".join(content.casefold().split()) for content in said])

@@ -204,6 +204,24 @@ def test_rows_that_are_broken_in_the_heldout_file_do_not_matter_here(tmp_path: P
     assert found(path, against=heldout) == [(1, "leakage")]
 
 
+def test_a_prompt_with_its_answer_is_a_heldout_row_too(tmp_path: Path) -> None:
+    asked = b'{"prompt": "q", "answer": 1}\n'
+    talk = b'{"prompt": [{"role": "system", "content": "s"}, {"role": "user", "content": "r"}]}\n'
+    heldout = write(tmp_path / "heldout.jsonl", asked, talk)
+    path = write(tmp_path / "rows.jsonl", row("q", "a"), row("r", "a"), row("s", "a"))
+    assert found(path, against=heldout) == [(1, "leakage"), (2, "leakage")]
+
+
+@pytest.mark.parametrize(
+    "raw", [b"", b"\n", b"\xff\xfe\x00junk\n", b'{"question": "q"}\n', b'{"prompt": 5}\n', b"[]\n"]
+)
+def test_a_heldout_file_of_which_nothing_was_read_is_no_proof(tmp_path: Path, raw: bytes) -> None:
+    heldout = write(tmp_path / "heldout.jsonl", raw)
+    path = write(tmp_path / "rows.jsonl", row("q", "a"))
+    with pytest.raises(CourseError, match=r"heldout\.jsonl: holds no prompt"):
+        validate_file(path, against=heldout)
+
+
 # --------------------------------------------------------------------------------------------------
 # The report
 

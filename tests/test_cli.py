@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import os
 import re
@@ -335,6 +336,9 @@ BAD_INPUT: dict[str, tuple[list[str], int, str]] = {
     "field without value": (["sft", "--set", "steps"], 1, r"'steps' has no '='"),
     "value of the wrong type": (["sft", "--set", "epochs=two"], 1, r"epochs.*'two'"),
     "value out of range": (["sft", "--set", "epochs=-1"], 1, r"epochs: -1 is out of range"),
+    "no text to chat about": (["chat", "--prompt", "\udcff"], 1, r"^--prompt: it is not UTF-8"),
+    "no temperature": (["chat", "--temperature", "nan"], 1, r"^--temperature: nan is out of range"),
+    "temperature below 0": (["chat", "--temperature", "-1"], 1, r"^--temperature: -1.0 is out of"),
     "nothing to chat about": (["chat", "--prompt", " "], 1, r"^--prompt: nothing is asked"),
     "negative seed": (["all", "--seed", "-1"], 1, r"seed: -1 is out of range"),
     "run to resume is not there": (["all", "--resume", "nowhere"], 1, r"^nowhere: holds no run"),
@@ -602,6 +606,24 @@ def test_chat_goes_on_after_a_message_that_is_too_long(online, monkeypatch, caps
     captured = capsys.readouterr()
     assert captured.err.startswith("base: your message is too long")
     assert len(captured.out.splitlines()) >= 2  # where the calls go, then the second answer
+
+
+def test_chat_goes_on_after_a_line_that_is_not_utf_8(online, monkeypatch, capsys):
+    """TypeError from the tokenizer, or UnicodeDecodeError, and the conversation was gone."""
+    typed = io.BytesIO(b"\xff\xfe bad\nhello\n")
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(typed, encoding="utf-8"))
+
+    assert main(["chat", "--max-tokens", "4"]) == 0
+    captured = capsys.readouterr()
+    assert captured.err.startswith("your message: it is not UTF-8 text")
+    assert captured.out.count("> ") == 3  # the bad line, hello, the end
+
+
+def test_chat_with_a_closed_standard_input_is_one_line(monkeypatch, capsys):
+    monkeypatch.setattr("sys.stdin", None)
+    code, line = refused(["chat"], capsys)
+
+    assert (code, line) == (1, "standard input: it is closed; ask with --prompt instead")
 
 
 class ShortWindow:

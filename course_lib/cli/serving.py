@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
+import math
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -10,6 +13,9 @@ import typer
 
 from course_lib.cli.options import Backend, Model, Store, Yes
 from course_lib.errors import CourseError
+from course_lib.faults import is_text
+
+NOT_UTF8 = ("it is not UTF-8 text", "write it again, or set the terminal to UTF-8")
 
 
 def engine(
@@ -68,6 +74,12 @@ def chat(
 
     if prompt is not None and not prompt.strip():
         raise CourseError("--prompt", "nothing is asked", "write a question, or leave it out")
+    if prompt is not None and not is_text(prompt):
+        raise CourseError("--prompt", *NOT_UTF8)
+    if prompt is None:
+        _prepare_input()
+    if not 0 <= temperature < math.inf:
+        raise CourseError("--temperature", f"{temperature} is out of range", "use 0 or more")
     names = [*([BASE] if base or not checkpoints else []), *(checkpoints or [])]
     service = connect(backend, model=model, store=store, confirm=yes, quiet=prompt is not None)
     speakers = open_speakers(
@@ -87,12 +99,25 @@ def chat(
             break
 
 
+def _prepare_input() -> None:
+    """Raises CourseError if nobody can type; a byte that is not UTF-8 is to cost its line only."""
+    if sys.stdin is None:
+        raise CourseError("standard input", "it is closed", "ask with --prompt instead")
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        with suppress(io.UnsupportedOperation):  # somebody has read from it before
+            sys.stdin.reconfigure(errors="surrogateescape")
+
+
 def _ask() -> str:
     """The next thing the person types; empty when they are done (an empty line or Ctrl-D)."""
-    try:
-        return input("> ").strip()
-    except EOFError:
-        return ""
+    while True:
+        try:
+            text = input("> ").strip()
+        except EOFError:
+            return ""
+        if is_text(text):
+            return text
+        print(CourseError("your message", *NOT_UTF8), file=sys.stderr)
 
 
 def _name_and_folder(text: str) -> tuple[str, str]:

@@ -275,6 +275,13 @@ BAD = {
         400,
         "messages[0].content",
     ),
+    "half a character": (
+        {"messages": [*CHAT, {"role": "user", "content": "\ud800"}]},
+        400,
+        "messages[1].content",
+    ),
+    "half a character's name": ({"\ud800": 1}, 400, "?"),
+    "no model": ({"model": None}, 400, "model"),
     "another model": ({"model": "gpt-4o"}, 404, "model"),
     "hot": ({"temperature": 3}, 400, "temperature"),
     "bool as number": ({"temperature": True}, 400, "temperature"),
@@ -298,9 +305,32 @@ BAD = {
 def test_a_request_that_cannot_be_met_is_refused_by_its_field(url, case):
     change, status, param = BAD[case]
     headers = {"authorization": f"Bearer {KEY}"}
-    answer = httpx.post(f"{url}/v1/chat/completions", json=GOOD | change, headers=headers)
+    body = json.dumps(GOOD | change)
+    answer = httpx.post(f"{url}/v1/chat/completions", content=body, headers=headers)
     assert (answer.status_code, answer.json()["error"]["param"]) == (status, param)
     assert answer.json()["error"]["message"]
+
+
+def test_a_request_without_a_model_is_told_so_and_which_there_is(url):
+    headers = {"authorization": f"Bearer {KEY}"}
+    answer = httpx.post(f"{url}/v1/chat/completions", json={}, headers=headers)
+    assert answer.status_code == 400
+    assert answer.json()["error"]["message"] == "model is missing; there is 'tiny'"
+
+
+@pytest.mark.parametrize("prompt", ["\ud800", ["a", "\ud800"]])
+def test_a_prompt_with_half_a_character_is_refused(url, prompt):
+    headers = {"authorization": f"Bearer {KEY}"}
+    body = json.dumps({"model": "tiny", "prompt": prompt})
+    answer = httpx.post(f"{url}/v1/completions", content=body, headers=headers)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "prompt")
+
+
+def test_a_stop_that_cannot_occur_stops_nothing(url):
+    headers = {"authorization": f"Bearer {KEY}"}
+    body = json.dumps(GOOD | {"stop": "\ud800"})
+    answer = httpx.post(f"{url}/v1/chat/completions", content=body, headers=headers)
+    assert answer.status_code == 200
 
 
 def test_an_answer_that_may_not_fit_behind_its_prompt_is_refused_as_too_long(url, model):

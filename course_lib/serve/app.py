@@ -213,7 +213,9 @@ async def _body(served: Served, request: Request) -> dict[str, Any]:
         raise ApiError(400, "the body is not JSON") from None
     if not isinstance(body, dict):
         raise ApiError(400, "the body must be a JSON object")
-    _check_model(served.ready(), body.get("model"))
+    if body.get("model") is None:
+        raise ApiError(400, f"model is missing; there is {served.ready().name!r}", "model")
+    _check_model(served.ready(), body["model"])
     return body
 
 

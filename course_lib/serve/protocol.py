@@ -15,6 +15,7 @@ from typing import Any
 
 from course_lib.conversations import Message
 from course_lib.errors import CourseError
+from course_lib.faults import is_text
 from course_lib.serve.limits import ServeLimits
 
 ROLES = ("system", "user", "assistant")
@@ -164,7 +165,8 @@ def _check_names(body: dict[str, Any], own: set[str]) -> None:
         if name in SHARED | own | HARMLESS:
             continue
         if name not in NOTHING or value not in NOTHING[name]:
-            raise ApiError(400, f"{name} is not supported by this server", name)
+            shown = name.encode("utf-8", "replace").decode()  # the answer is UTF-8
+            raise ApiError(400, f"{shown} is not supported by this server", shown)
 
 
 def _messages(value: Any) -> list[Message]:
@@ -188,20 +190,28 @@ def _content(value: Any, place: str) -> str:
             raise ApiError(400, f"{place}.content may hold text only", f"{place}.content")
         if not isinstance(part.get("text"), str):
             raise ApiError(400, f"{place}.content must be a text", f"{place}.content")
+        _check_text(part["text"], f"{place}.content")
     return "".join(part["text"] for part in parts)
+
+
+def _check_text(text: str, place: str) -> None:
+    if not is_text(text):
+        raise ApiError(400, f"{place} holds half a character, a lone surrogate", place)
 
 
 def _prompts(
     value: Any, encode: Callable[[str], list[int]], limits: ServeLimits
 ) -> list[list[int]]:
     if isinstance(value, str):
-        return [encode(value)]
+        value = [value]
     if not isinstance(value, list) or not value:
         raise ApiError(400, "prompt must be a text, token ids, or a list of either", "prompt")
     if all(type(item) is int for item in value):
         value = [value]
     prompts = []
     for item in value:
+        if isinstance(item, str):
+            _check_text(item, "prompt")
         ids = encode(item) if isinstance(item, str) else item
         if not isinstance(ids, list) or not all(type(token) is int for token in ids):
             raise ApiError(400, "prompt must be a text, token ids, or a list of either", "prompt")

@@ -42,8 +42,24 @@ def diagnose(rows: Rows) -> list[Diagnosis]:
 
     A cause comes before what it brings about: a rate that is too high ends in dead groups, too.
     """
-    rl = [row for row in rows if row.get("phase", "rl") == "rl" and "reward/total" in row]
+    rl = rl_steps(rows)
     return [found for rule in RULES if rl and (found := rule(_Run(rl)))]
+
+
+def rl_steps(rows: Rows) -> Rows:
+    """The rows that an RL step measured; only they are judged."""
+    return [
+        row
+        for row in rows
+        if row.get("phase", "rl") == "rl" and _is_number(row.get("reward/total"))
+    ]
+
+
+def _is_number(value: Any) -> bool:
+    """Whether a metric can be reckoned with: a log that others wrote may hold anything."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return isinstance(value, float) or abs(value) < 2**63
 
 
 class _Run:
@@ -55,7 +71,7 @@ class _Run:
         self.window = max(min(5, self.steps), self.steps // 5)
 
     def values(self, name: str) -> list[float]:
-        return [row[name] for row in self.rows if row.get(name) is not None]
+        return [row[name] for row in self.rows if _is_number(row.get(name))]
 
     def early(self, name: str) -> float | None:
         values = self.values(name)[: self.window]
@@ -77,7 +93,7 @@ class _Run:
     def noise(self, name: str) -> float:
         """The standard error of `rise`, from how much neighbouring steps differ."""
         values = self.values(name)
-        jumps = [(b - a) ** 2 / 2 for a, b in pairwise(values)]
+        jumps = [(b - a) * (b - a) / 2 for a, b in pairwise(values)]
         return (2 * mean(jumps) / self.window) ** 0.5 if jumps else 0.0
 
     def fall(self, name: str) -> tuple[float, float]:
@@ -93,7 +109,8 @@ class _Run:
 
     @property
     def dead_share(self) -> list[float]:
-        return [row["env/dead_groups"] / row["env/groups"] for row in self.rows]
+        counts = [(row.get("env/dead_groups"), row.get("env/groups")) for row in self.rows]
+        return [dead / n for dead, n in counts if _is_number(dead) and _is_number(n) and n]
 
     @property
     def solved(self) -> bool:

@@ -71,9 +71,11 @@ def _text(path: Path) -> str:
 def _is_record(line: str) -> bool:
     try:
         record = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
-    return isinstance(record, dict) and "step" in record
+    if not isinstance(record, dict) or not isinstance(record.get("phase"), str | None):
+        return False
+    return isinstance(record.get("step"), int | float)
 
 
 def _drop_torn_line(path: Path) -> None:

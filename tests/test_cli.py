@@ -518,6 +518,21 @@ def test_diagnose_names_what_is_wrong_and_accuses_no_healthy_run(tmp_path, capsy
     assert capsys.readouterr().out == "40 RL steps, nothing found that is wrong\n"
 
 
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ('{"phase": "rl", "step": 1, "reward/total": "x"}', "odd: holds no RL steps"),
+        ('{"phase": "rl", "step": [1]}', "odd/metrics.jsonl:1: not a JSON object with a step"),
+    ],
+)
+def test_diagnose_of_rows_that_nobody_measured_is_one_line(tmp_path, capsys, row, said):
+    (tmp_path / "odd").mkdir()
+    (tmp_path / "odd" / "metrics.jsonl").write_text(row + "\n")
+    code, line = refused(["diagnose", str(tmp_path / "odd")], capsys)
+
+    assert code == 1 and said in line
+
+
 def commands() -> list[str]:
     from course_lib.cli import app
 

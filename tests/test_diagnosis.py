@@ -146,3 +146,19 @@ def test_a_reward_that_costs_ten_points_of_right_answers_is_hacked():
 
 def test_one_step_with_a_strange_ratio_is_no_disagreement():
     assert kinds({**HEALTHY, "ratio/max_deviation": [0.5, *line(1e-5, 1e-5)[1:]]}) == []
+
+
+@pytest.mark.parametrize("name", HEALTHY)
+def test_a_metric_that_is_no_number_is_passed_over(name):
+    """A KeyError or TypeError, where somebody else's program had written the log."""
+    for value in ("x", None, True, [1], {}, 10**400):
+        assert kinds({**HEALTHY, name: [value, *HEALTHY[name][1:]]}) == []
+        diagnose(rows({**HEALTHY, name: [value] * STEPS}))
+
+
+def test_numbers_of_any_size_and_missing_metrics_are_survived():
+    assert diagnose(rows({"reward/total": ["x"] * STEPS})) == []
+    for value in (0, -1.0, 1e308, float("inf"), float("nan")):
+        diagnose(rows({"reward/total": [value, 0.0] * 15}))
+        for name in HEALTHY:
+            diagnose(rows({**HEALTHY, name: [0.0, value] * 15}))

@@ -112,7 +112,18 @@ def test_an_evaluation_joins_its_step_and_phases_stay_apart(tmp_path: Path) -> N
     ]
 
 
-@pytest.mark.parametrize("line", ['{"step": 1, "loss"', "[1]", '{"loss": 1}', "17"])
+BROKEN_LINES = {
+    "cut": '{"step": 1, "loss"',
+    "list": "[1]",
+    "no step": '{"loss": 1}',
+    "number": "17",
+    "step of a kind": '{"step": [1]}',
+    "phase of a kind": '{"step": 1, "phase": {}}',
+    "deep": '{"step": 1, "a": ' + "[" * 100_000 + "]" * 100_000 + "}",
+}
+
+
+@pytest.mark.parametrize("line", BROKEN_LINES.values(), ids=BROKEN_LINES)
 def test_a_broken_line_before_the_last_is_named(tmp_path: Path, line: str) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text(json.dumps({"step": 0}) + f'\n{line}\n{{"step": 2}}\n')

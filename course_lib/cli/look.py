@@ -70,10 +70,11 @@ def diagnose(
     posttrain diagnose runs/20260101-120000-quick
     """
     from course_lib.diagnosis import diagnose as find
+    from course_lib.diagnosis import rl_steps
     from course_lib.metrics import read_metrics
 
     rows = read_metrics(run / "metrics.jsonl")
-    steps = sum(row.get("phase") == "rl" for row in rows)
+    steps = len(rl_steps(rows))
     if not steps:
         remedy = "give the folder of a run of posttrain rl or posttrain all"
         raise CourseError(str(run), "holds no RL steps", remedy)

@@ -124,6 +124,12 @@ def test_a_keys_file_names_a_learner_a_line(tmp_path: Path):
     assert read_keys(file) == {f"tml-{'a' * 20}": "alice", f"tml-{'b' * 20}": "bob-2"}
 
 
+def test_a_keys_file_may_begin_with_the_byte_order_mark_of_notepad(tmp_path: Path):
+    file = tmp_path / "keys"
+    file.write_text(f"alice tml-{'a' * 20}\n", encoding="utf-8-sig")
+    assert read_keys(file) == {f"tml-{'a' * 20}": "alice"}
+
+
 @pytest.mark.parametrize(
     ("text", "finding"),
     [

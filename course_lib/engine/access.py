@@ -33,7 +33,7 @@ def read_keys(file: str | Path) -> dict[str, str]:
     """A keys file, one learner a line: `NAME KEY`; returns key -> name."""
     path, owners = Path(file), {}
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, ValueError) as error:
         raise CourseError(str(file), f"cannot be read ({error})", "give a text file") from error
     for number, line in enumerate(lines, start=1):

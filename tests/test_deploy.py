@@ -132,6 +132,18 @@ def test_a_finished_version_holds_everything_and_nothing_is_written_elsewhere(tm
     assert ServedModel.load(out).name == "sums"
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such modes")
+def test_whoever_may_read_the_config_may_read_the_weights(tmp_path, service):
+    """A container's user could not: safetensors writes for its owner only."""
+    before = os.umask(0o022)
+    try:
+        done = deploy(service, TRAINED, tmp_path / "sums")
+    finally:
+        os.umask(before)
+    for file in (path for path in done.version.rglob("*") if path.is_file()):
+        assert file.stat().st_mode & 0o777 == 0o644, file
+
+
 def test_the_card_tells_the_run_that_saved_the_checkpoint(tmp_path, service):
     run = tmp_path / "runs" / "a"
     run.mkdir(parents=True)

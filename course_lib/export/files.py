@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from course_lib.errors import CourseError
+from course_lib.errors import CourseError, naming
 from course_lib.files import sync, write_whole
 
 if TYPE_CHECKING:
@@ -29,11 +29,16 @@ def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
     from safetensors.torch import save_file
 
     temporary = path.with_name(path.name + ".tmp")
+    temporary.unlink(missing_ok=True)
+    with naming(path):
+        temporary.touch()
+    mode = temporary.stat().st_mode  # safetensors takes everybody else's right to read away
     try:
         save_file(tensors, temporary, metadata={"format": "pt"})
     except SafetensorError as error:
         remedy = "free what it needs, or choose another place"
         raise CourseError(str(path), f"cannot be written ({error})", remedy) from None
+    temporary.chmod(mode)
     sync(temporary)
     temporary.replace(path)
 

@@ -29,3 +29,12 @@ def naming(path: str | Path) -> Iterator[None]:
     except OSError as error:
         error.filename = str(path)
         raise
+
+
+def count_of(number: int, name: str) -> str:
+    """A number and what it counts.
+
+    >>> count_of(0, "error"), count_of(1, "error")
+    ('0 errors', '1 error')
+    """
+    return f"{number} {name}" if number == 1 else f"{number} {name}s"

@@ -28,7 +28,7 @@ from course_lib.conversations import (
     prompt_messages,
     read_rows,
 )
-from course_lib.errors import CourseError
+from course_lib.errors import CourseError, count_of
 from course_lib.faults import ERROR, KINDS, WARNING, Fault, fault
 from course_lib.rendering import render_conversation
 
@@ -90,9 +90,11 @@ class ValidationReport:
 
     def _summary(self) -> list[str]:
         verdict = "fit to train on" if self.ok else "not fit to train on"
+        rows, talks = count_of(self.rows, "row"), count_of(self.conversations, "conversation")
+        errors, warnings = count_of(self.errors, "error"), count_of(self.warnings, "warning")
         lines = [
-            f"{self.path}: {self.errors} errors, {self.warnings} warnings, {verdict}",
-            f"{self.rows} rows, {self.conversations} of them conversations",
+            f"{self.path}: {errors}, {warnings}, {verdict}",
+            f"{rows}, {talks} among them",
         ]
         if not self.all_remembered:
             lines.append(f"repeats were looked for among the first {REMEMBERED_ROWS} rows only")

@@ -348,6 +348,7 @@ BAD_INPUT: dict[str, tuple[list[str], int, str]] = {
     "no such back end": (["all", "--backend", "cloud"], 1, r"'cloud' is not a back end"),
     "engine open to others": (["engine", "--host", "0.0.0.0"], 1, r"^--host 0\.0\.0\.0: .*--keys"),
     "alias without a folder": (["engine", "--alias", "x"], 1, r"^--alias: 'x' is no alias"),
+    "no length": (["validate", "x", "--max-length", "0"], 2, r"--max-length.*equal to 1;"),
     "unknown command": (["trian"], 2, r"^posttrain: No such command 'trian'.*--help"),
     "unknown option": (["all", "--sed", "1"], 2, r"^posttrain all: No such option: --sed"),
     "option without a number": (["all", "--seed", "x"], 2, r"^posttrain all: .*--seed.*integer"),

@@ -250,6 +250,12 @@ def test_a_value_of_any_size_is_quoted_short_and_printable(tmp_path: Path) -> No
     assert len(fault.finding) < 80 and fault.finding.isprintable()
 
 
+def test_one_is_singular(tmp_path: Path) -> None:
+    text = str(validate_file(write(tmp_path / "rows.jsonl", row(), b"nonsense\n")))
+    assert "rows.jsonl: 1 error, 0 warnings, not fit to train on" in text
+    assert "2 rows, 1 conversation among them" in text
+
+
 def test_the_summary_counts_rows_roles_turns_and_tokens(tmp_path: Path) -> None:
     """`<|user|>` q `<|end|>` `<|assistant|>` a `<|end|>`: 4 special tokens and one per letter."""
     path = write(tmp_path / "rows.jsonl", row("q", "a"), b"\n", row("qq", "aa"), row("q" * 60, "a"))
@@ -274,10 +280,10 @@ def test_without_a_tokenizer_lengths_are_characters(tmp_path: Path) -> None:
 def test_ok_means_no_error_and_the_verdict_says_so(tmp_path: Path) -> None:
     warned = validate_file(write(tmp_path / "rows.jsonl", row(), row()))
     assert (warned.ok, warned.errors, warned.warnings) == (True, 0, 1)
-    assert "0 errors, 1 warnings, fit to train on" in str(warned)
+    assert "0 errors, 1 warning, fit to train on" in str(warned)
     broken = validate_file(write(tmp_path / "rows.jsonl", row(), row(""), row()))
     assert (broken.ok, broken.errors, broken.warnings) == (False, 1, 1)
-    assert "1 errors, 1 warnings, not fit to train on" in str(broken)
+    assert "1 error, 1 warning, not fit to train on" in str(broken)
 
 
 def test_the_report_needs_no_more_than_ascii(tmp_path: Path) -> None:

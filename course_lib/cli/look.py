@@ -9,7 +9,7 @@ import typer
 
 from course_lib.cli.options import Backend, Model, Store
 from course_lib.dotenv import PROJECT
-from course_lib.errors import CourseError
+from course_lib.errors import CourseError, count_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -22,7 +22,7 @@ def validate(
         typer.Option(metavar="FILE", help="Held-out file: report prompts that stand in both."),
     ] = None,
     model: Model = None,
-    max_length: Annotated[int, typer.Option(help="Tokens a conversation may have.")] = 1024,
+    max_length: Annotated[int, typer.Option(min=1, help="Tokens a conversation may have.")] = 1024,
 ) -> None:
     """Name every fault of a file of conversations, at its line.
 
@@ -78,8 +78,8 @@ def diagnose(
     if not steps:
         remedy = "give the folder of a run of posttrain rl or posttrain all"
         raise CourseError(str(run), "holds no RL steps", remedy)
-    found = find(rows)
-    print("\n".join(map(str, found)) or f"{steps} RL steps, nothing found that is wrong")
+    well = f"{count_of(steps, 'RL step')}, nothing found that is wrong"
+    print("\n".join(map(str, find(rows))) or well)
 
 
 def progress() -> None:

@@ -258,6 +258,25 @@ def test_rollback_serves_the_version_before(tmp_path, service):
     assert versions.model_folder(tmp_path / "sums").parent.name == "v1"
 
 
+@pytest.mark.parametrize("harm", ["lost", "changed", "unlisted"])
+def test_rollback_to_a_version_that_is_not_whole_is_refused(tmp_path, service, harm):
+    """It said that v1 was current, and there was nothing to serve."""
+    out = tmp_path / "sums"
+    first = deploy(service, TRAINED, out, DeployConfig())
+    deploy(service, TRAINED, out, DeployConfig(gpu="cpu"))
+    weights = first.model / "model.safetensors"
+    if harm == "lost":
+        weights.unlink()
+    elif harm == "changed":
+        weights.write_bytes(b"short")
+    else:
+        (first.version / versions.RECORD).write_text("{}")
+    said = "deploy.json: does not list" if harm == "unlisted" else "model.safetensors: is not the"
+    with pytest.raises(CourseError, match=said):
+        versions.rollback(out)
+    assert versions.current_version(out).name == "v2"
+
+
 # --- killed at any moment -------------------------------------------------------------------------
 
 

@@ -108,7 +108,7 @@ def use_version(out: Path, version: Path) -> None:
 
 def rollback(out: str | Path) -> Path:
     """Make the version before the current one current; returns it. Nothing is deleted, so deploying
-    goes forward.
+    goes forward. A version with a lost or changed file is refused.
     """
     out = Path(out)
     number = int(current_version(out).name[1:])
@@ -118,6 +118,7 @@ def rollback(out: str | Path) -> Path:
             str(out), f"v{number} is the first version", "there is nothing to go back to"
         )
     previous = out / f"v{max(earlier)}"
+    check_version(previous)
     use_version(out, previous)
     return previous
 
@@ -137,7 +138,11 @@ def model_folder(path: str | Path) -> Path:
 def check_version(version: str | Path) -> None:
     """Raise CourseError when a finished version's files are no longer those that were verified."""
     version = Path(version)
-    for name, digest in read_record(version)["files"].items():
+    files = read_record(version).get("files")
+    if not isinstance(files, dict):
+        remedy = "restore the file, or run posttrain deploy again"
+        raise CourseError(str(version / RECORD), "does not list the version's files", remedy)
+    for name, digest in files.items():
         if not (version / name).exists() or sha256_file(version / name) != digest:
             raise CourseError(
                 str(version / name),

@@ -5,7 +5,7 @@
     engine.stop()
 
 README.md follows one request through the files; COMPATIBILITY.md lists what is answered.
-Left out: several machines, and any computation of its own (that is torch's and peft's).
+Left out: several machines.
 """
 
 from __future__ import annotations

@@ -3,7 +3,8 @@
 Any Hugging Face causal LM is loaded, by folder or hub name, from safetensors only. Two views of it
 share the same weights in memory: one that peft has put adapters into, for training, and a plain
 one, for sampling, whose weights are exchanged for folded ones (W + scale B A). So sampling never
-meets a half-made training step.
+meets a half-made training step. A plain Llama is computed by `llama` in both: peft then gives its
+adapters their names and first numbers only.
 
 Left out: quantised weights, several devices, models that keep a recurrent state instead of keys and
 values.

@@ -9,7 +9,6 @@ says which answer is better, and a tie counts half.
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -20,8 +19,9 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from course_lib.config import find_file
-from course_lib.conversations import Message
+from course_lib.conversations import Message, sound_lines
 from course_lib.errors import CourseError
+from course_lib.faults import is_text
 from course_lib.metrics import bootstrap_interval
 from course_lib.rewards import (
     BatchReward,
@@ -127,28 +127,24 @@ def read_prompts(path: str | Path) -> list[Problem]:
     A conversation that ends with an assistant message is asked without it; a number that this
     message gives as "the answer" is what the two sides are checked against.
     """
-    problems = []
-    try:
-        lines = find_file(path).read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise CourseError(str(path), f"cannot be read ({error})", "give a JSONL file") from None
-    for number, line in enumerate(lines, start=1):
-        if line.strip():
-            problems.append(_problem(line, f"{path}:{number}"))
+    lines = sound_lines(str(find_file(path)), "give a JSONL file")
+    problems = [_problem(row, place) for place, row in lines]
     if not problems:
         raise CourseError(str(path), "holds no prompts", 'write {"prompt": "..."} lines')
     return problems
 
 
-def _problem(line: str, place: str) -> Problem:
+def _problem(row: Any, place: str) -> Problem:
     try:
-        row = json.loads(line)
         given = row["prompt"] if "prompt" in row else row["messages"]
         items = [{"role": "user", "content": given}] if isinstance(given, str) else given
         messages = [Message(str(item["role"]), str(item["content"])) for item in items]
-    except (ValueError, KeyError, TypeError):
+    except (KeyError, TypeError):
         remedy = 'write {"prompt": "..."} or {"messages": [...]}'
         raise CourseError(place, "holds no prompt", remedy) from None
+    if not all(is_text(message.content) for message in messages):
+        remedy = "write the whole character: it was cut in half"
+        raise CourseError(place, "holds half a character", remedy)
     answer = row.get("answer")
     if messages and messages[-1].role == "assistant":
         reply = messages.pop().content

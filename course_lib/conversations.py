@@ -147,6 +147,16 @@ def json_lines(path: str, remedy: str) -> Iterator[tuple[int, Any, list[Fault]]]
             return
 
 
+def sound_lines(path: str, remedy: str) -> Iterator[tuple[str, Any]]:
+    """(`file:line`, JSON value) for every line that is not blank; raises at the first fault."""
+    for line, row, faults in json_lines(path, remedy):
+        for found in faults:
+            if found.severity == ERROR:
+                raise found.as_error(path)
+        if all(found.kind != "blank_line" for found in faults):
+            yield f"{path}:{line}", row
+
+
 def _bounded_lines(path: str, remedy: str) -> Iterator[bytes]:
     """Lines as bytes; of a line over the limit only its beginning, so that memory stays bounded."""
     try:

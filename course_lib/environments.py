@@ -22,9 +22,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from course_lib.config import find_file
-from course_lib.conversations import Conversation, Message, json_lines, prompt_messages
+from course_lib.conversations import Conversation, Message, prompt_messages, sound_lines
 from course_lib.errors import CourseError
-from course_lib.faults import ERROR, is_text
+from course_lib.faults import is_text
 from course_lib.rewards import Problem, Score, correct
 from course_lib.world import fact_question, fact_sentence, sum_problem
 from course_lib.world.village import POLITE_CLOSINGS, POLITE_OPENINGS, RUDE_OPENINGS
@@ -204,13 +204,8 @@ def _from_problems(name: str, train: list[Problem], held: list[Problem]) -> Envi
 
 def _read_problems(path: str) -> Iterator[Problem]:
     """Problems from a JSONL file; a fault is told by its line."""
-    remedy = "give a JSONL file of prompts and answers"
-    for line, row, faults in json_lines(str(find_file(path)), remedy):
-        for found in faults:
-            if found.severity == ERROR:
-                raise found.as_error(path)
-        if all(found.kind != "blank_line" for found in faults):
-            yield _problem(row, f"{path}:{line}")
+    for place, row in sound_lines(str(find_file(path)), "give a JSONL file of prompts and answers"):
+        yield _problem(row, place)
 
 
 def _problem(row: Any, place: str) -> Problem:

@@ -167,16 +167,28 @@ def test_where_only_some_prompts_have_an_answer_only_these_are_judged(folders):
     assert [row.score_a is None for row in found.rows] == [True] + [False] * len(PROBLEMS)
 
 
-@pytest.mark.parametrize("line", ["{", "[]", '{"x": 1}', '{"messages": [{"role": "user"}]}'])
-def test_a_bad_prompt_is_told_by_its_line(tmp_path, line):
+BAD_PROMPTS = {
+    "cut": (b"{", "not JSON"),
+    "list": (b"[]", "holds no prompt"),
+    "other field": (b'{"x": 1}', "holds no prompt"),
+    "no content": (b'{"messages": [{"role": "user"}]}', "holds no prompt"),
+    "latin-1": (b'{"prompt": "\xfc"}', "byte 13 .* is not UTF-8"),
+    "deep": (b"[" * 100_000, ".*nested too deep"),
+    "surrogate": (rb'{"prompt": "\ud800"}', "holds half a character"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_PROMPTS)
+def test_a_bad_prompt_is_told_by_its_line(tmp_path, case):
+    line, said = BAD_PROMPTS[case]
     path = tmp_path / "p.jsonl"
-    path.write_text('{"prompt": "x"}\n' + line + "\n")
-    with pytest.raises(CourseError, match=r"p\.jsonl:2: holds no prompt"):
+    path.write_bytes(b'{"prompt": "x"}\n' + line + b"\n")
+    with pytest.raises(CourseError, match=rf"p\.jsonl:2: {said}"):
         read_prompts(path)
 
 
 def test_a_file_that_is_not_there_and_one_without_prompts_are_told(tmp_path):
-    with pytest.raises(CourseError, match="cannot be read"):
+    with pytest.raises(CourseError, match="No such file"):
         read_prompts(tmp_path / "none.jsonl")
     (tmp_path / "empty.jsonl").write_text("\n")
     with pytest.raises(CourseError, match="holds no prompts"):

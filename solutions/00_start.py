@@ -362,8 +362,8 @@ band(
 # This was a short version: seconds of training. `posttrain all --config quick` in a terminal trains
 # longer, and reaches what the table in the README shows.
 #
-# Ask the three models something yourself. After so short a training one answer in six or so still
-# goes wrong, even where it begins well. (Take the tick away, and each answer is sampled anew.)
+# Ask the three models something yourself. After so short a training some answers still go wrong,
+# even where they begin well. (Take the tick away, and each answer is sampled anew.)
 
 # %% id="chat"
 from course_lib.widgets import Chat

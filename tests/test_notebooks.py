@@ -99,7 +99,11 @@ def test_it_opens_without_asking_for_a_kernel_and_keeps_no_trace_of_the_run(sour
     assert metadata.kernelspec.name == "python3"
     assert set(metadata) == {"kernelspec", "language_info"}
     for cell in stored(source, edition).cells:
-        assert set(cell.metadata) <= {"exercise"}, f"{cell.id}: a tag could skip the cell"
+        assert set(cell.metadata) <= {"exercise", "jupyter"}, (
+            f"{cell.id}: a tag could skip the cell"
+        )
+        folded = {"outputs_hidden": True} if edition == "student" else None
+        assert cell.metadata.get("jupyter") in (None, folded)
 
 
 @pytest.mark.parametrize("source", SOURCES, ids=by_name)

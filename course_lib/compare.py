@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING, Any
 from course_lib.config import find_file
 from course_lib.conversations import Message, sound_lines
 from course_lib.errors import CourseError
-from course_lib.faults import is_text
 from course_lib.metrics import bootstrap_interval
 from course_lib.rewards import (
     BatchReward,
@@ -142,9 +141,6 @@ def _problem(row: Any, place: str) -> Problem:
     except (KeyError, TypeError):
         remedy = 'write {"prompt": "..."} or {"messages": [...]}'
         raise CourseError(place, "holds no prompt", remedy) from None
-    if not all(is_text(message.content) for message in messages):
-        remedy = "write the whole character: it was cut in half"
-        raise CourseError(place, "holds half a character", remedy)
     answer = row.get("answer")
     if messages and messages[-1].role == "assistant":
         reply = messages.pop().content

@@ -10,6 +10,7 @@ Left out: tools, images, and other spellings of the format (`prompt`/`completion
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -25,6 +26,7 @@ from course_lib.faults import (
     Fault,
     decode_line,
     fault,
+    is_text,
     row_faults,
 )
 
@@ -150,6 +152,8 @@ def json_lines(path: str, remedy: str) -> Iterator[tuple[int, Any, list[Fault]]]
 def sound_lines(path: str, remedy: str) -> Iterator[tuple[str, Any]]:
     """(`file:line`, JSON value) for every line that is not blank; raises at the first fault."""
     for line, row, faults in json_lines(path, remedy):
+        if not is_text(json.dumps(row, ensure_ascii=False)):
+            faults = [*faults, fault(line, "lone_surrogate", "holds half a character")]
         for found in faults:
             if found.severity == ERROR:
                 raise found.as_error(path)

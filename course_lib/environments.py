@@ -24,7 +24,6 @@ from typing import Any
 from course_lib.config import find_file
 from course_lib.conversations import Conversation, Message, prompt_messages, sound_lines
 from course_lib.errors import CourseError
-from course_lib.faults import is_text
 from course_lib.rewards import Problem, Score, correct
 from course_lib.world import fact_question, fact_sentence, sum_problem
 from course_lib.world.village import POLITE_CLOSINGS, POLITE_OPENINGS, RUDE_OPENINGS
@@ -211,9 +210,6 @@ def _read_problems(path: str) -> Iterator[Problem]:
 def _problem(row: Any, place: str) -> Problem:
     if not isinstance(row, dict) or not row.get("prompt"):
         raise CourseError(place, "has no prompt", 'write {"prompt": "...", "answer": "..."}')
-    if not is_text(json.dumps(row, ensure_ascii=False)):
-        remedy = "write the whole character: it was cut in half"
-        raise CourseError(place, "holds half a character", remedy)
     prompt, answer, reference = row.pop("prompt"), row.pop("answer", None), row.get("reference")
     if answer is None and reference is None:
         raise CourseError(place, "has neither answer nor reference", "add one of the two")

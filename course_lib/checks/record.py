@@ -33,7 +33,8 @@ def progress_path() -> Path:
 def read_progress() -> dict[str, Entry]:
     """Exercise id -> entry. A missing file counts as empty, and so does what cannot be read of it:
     it is not worth an error."""
-    return {id: read for id, entry in _stored().items() if (read := _entry(entry)) is not None}
+    stored = _stored() or {}
+    return {id: read for id, entry in stored.items() if (read := _entry(entry)) is not None}
 
 
 def write_entry(id: str, entry: Entry) -> None:
@@ -42,24 +43,27 @@ def write_entry(id: str, entry: Entry) -> None:
     path = progress_path()
     with contextlib.suppress(OSError):
         stored = _stored()
-        if not stored and path.is_file() and path.stat().st_size > 2:
+        if stored is None:
             path.replace(path.with_name(f"{path.name}.damaged"))
-        entries = {**stored, id: asdict(entry)}
+        entries = {**(stored or {}), id: asdict(entry)}
         write_whole(path, json.dumps(entries, indent=1, sort_keys=True) + "\n", durable=False)
 
 
-def _stored() -> dict[str, Any]:
+def _stored() -> dict[str, Any] | None:
+    """What the file holds; None if that is no JSON object."""
     try:
         stored = json.loads(progress_path().read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+    except OSError:
         return {}
-    return stored if isinstance(stored, dict) else {}
+    except (ValueError, RecursionError):
+        return None
+    return stored if isinstance(stored, dict) else None
 
 
 def _entry(stored: Any) -> Entry | None:
     if not isinstance(stored, dict):
         return None
-    known = {name: stored[name] for name in ("solved", "tries", "hints") if name in stored}
     wanted = {name: type(default) for name, default in asdict(Entry()).items()}
+    known = {name: stored[name] for name in wanted if name in stored}
     sound = all(type(value) is wanted[name] for name, value in known.items())
     return Entry(**known) if known and sound else None

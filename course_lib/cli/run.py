@@ -117,7 +117,7 @@ def opened_run(command: str, options: RunOptions) -> Iterator[Run]:
     out = options.resume or new_folder(config)
     existed = out.exists()
     try:
-        with only_here(out), Bars() as bars:
+        with only_here(out), Bars() as bars, answering(service):
             yield Run(config, data, service, out, options.resume is not None, bars.on_step)
     except KeyboardInterrupt:
         raise Stopped(f"stopped; {go_on(command, out)}") from None
@@ -128,12 +128,19 @@ def opened_run(command: str, options: RunOptions) -> Iterator[Run]:
                 out.parent.rmdir()
         elif (out / "checkpoints.jsonl").exists():
             error.add_note(go_on(command, out))
-        if type(error).__name__ == "APIConnectionError":  # after all the SDK's retries
-            gone = CourseError(service.url, "does not answer any more", "is the server running?")
-            for note in getattr(error, "__notes__", ()):
-                gone.add_note(note)
-            raise gone from error
         raise
+
+
+@contextmanager
+def answering(service: CourseService) -> Iterator[None]:
+    """The server's address to an error that says only that nobody answers."""
+    import tinker
+
+    try:
+        yield
+    except tinker.APIConnectionError as error:  # after all the SDK's retries
+        remedy = "is the server running?"
+        raise CourseError(service.url, "does not answer any more", remedy) from error
 
 
 def go_on(command: str, out: Path) -> str:

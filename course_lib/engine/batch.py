@@ -69,6 +69,10 @@ class SampleQueue:
             self._last_call = time.monotonic()
         return True
 
+    def _all_waiting(self) -> list[SampleJob]:
+        """Whoever asks holds the lock."""
+        return [job for queue in self._waiting.values() for job in queue]
+
     def _too_many(self, job: SampleJob) -> bool:
         """When all that wait are too many, those of this learner are, if they exceed its equal
         share. Who has none waiting is always let in."""
@@ -103,7 +107,7 @@ class SampleQueue:
     def close(self) -> list[SampleJob]:
         """Give back everything that will not be finished."""
         with self._lock:
-            jobs = [job for queue in self._waiting.values() for job in queue]
+            jobs = self._all_waiting()
             self._waiting.clear()
         return [*jobs, *self._decoding.values()]
 
@@ -125,7 +129,7 @@ class SampleQueue:
         latest = time.monotonic() + self._limits.gather_s
         while (now := time.monotonic()) < latest:
             with self._lock:
-                jobs = [job for queue in self._waiting.values() for job in queue]
+                jobs = self._all_waiting()
             unasked = [job for job in jobs if not job.pending.asked]
             if unasked:  # the newest is asked for last: mostly a single wait
                 unasked[-1].pending.wait_until_asked(latest - now)

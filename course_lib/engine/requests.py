@@ -13,6 +13,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+# How an error ends that finds numbers which are none.
+BLOWN_UP = "training has blown up; go back to an earlier checkpoint, and take a lower learning rate"
+
 
 class RequestError(Exception):
     """A request that cannot be carried out: one sentence for the person who sent it."""

@@ -26,7 +26,7 @@ from course_lib.engine.decoding import Batch, Row
 from course_lib.engine.model import BaseModel, SamplerWeights
 from course_lib.engine.prompts import asks_about_prompt, describe_prompt
 from course_lib.engine.randomness import random_bits
-from course_lib.engine.requests import RequestError, SampleRequest, SampleResult
+from course_lib.engine.requests import BLOWN_UP, RequestError, SampleRequest, SampleResult
 from course_lib.engine.validation import check_sample
 
 KEPT_FOLDED = 2  # folded weights kept for the next request, beside those in use
@@ -89,10 +89,7 @@ class Sampler:
         """Check a request and queue it; the future has its result once steps have made it."""
         check_sample(request, self.base.vocab_size, self.base.context_length)
         if not weights.sound:
-            raise RequestError(
-                "the weights hold numbers that are not finite: training has blown up; go back to "
-                "an earlier checkpoint, and take a lower learning rate"
-            )
+            raise RequestError(f"the weights hold numbers that are not finite: {BLOWN_UP}")
         seed = random_bits(62) if request.seed is None else request.seed
         limit = request.max_tokens or self.base.context_length - len(request.prompt)
         stops = stop_rule(request, self.base.tokenizer)

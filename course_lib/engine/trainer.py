@@ -22,6 +22,7 @@ from course_lib.engine.adapter import Adapter
 from course_lib.engine.cores import cores_for
 from course_lib.engine.model import BaseModel
 from course_lib.engine.requests import (
+    BLOWN_UP,
     AdamParams,
     RequestError,
     TrainDatum,
@@ -133,7 +134,5 @@ def finite(loss: float, adapter: Adapter, loss_fn: str) -> float:
     if bool(adapter.flat.isfinite().all()) and "logprobs" in LOSS_INPUTS[loss_fn]:
         cause = "are the sampling logprobs those of this policy?"
     else:
-        cause = (
-            "training has blown up; go back to an earlier checkpoint, with a lower learning rate"
-        )
+        cause = BLOWN_UP
     raise RequestError(f"the loss is {loss}; {cause}")

@@ -59,14 +59,13 @@ class LiveTraining:
             if self._finish.is_set():
                 raise StopTraining
 
-        self._end = ", interrupted: the weights keep these steps"
         try:
             result = await asyncio.to_thread(train, *arguments, on_step=on_step, **settings)
-            self._end = ", ended here by Finish" if self._finish.is_set() else ""
-        finally:
-            self._finish.set()  # an interrupted cell must not leave the thread training
-            self._enable()
-            self._show_state()
+        except BaseException:
+            self._end_with(", interrupted: the weights keep these steps")
+            self._redraw()
+            raise
+        self._end_with(", ended here by Finish" if self._finish.is_set() else "")
         await asyncio.sleep(0)  # the last step's update
         self.picture.value = ""  # the lasting picture follows, for readers without widgets, too
         show(self.figure())
@@ -81,15 +80,22 @@ class LiveTraining:
         self.rows.append({"step": step, **metrics})
         self.total = self.bar.max = total
         self.bar.value = step
-        self._show_state(redraw_after_s=REDRAW_S if self._going.is_set() else 0.0)
-
-    def _show_state(self, redraw_after_s: float = 0.0) -> None:
-        if not self.rows:
-            return
         self.status.value = self._words()
-        if time.monotonic() - self._drawn >= redraw_after_s:
+        held = not self._going.is_set()
+        if held or time.monotonic() - self._drawn > REDRAW_S:
+            self._redraw()
+
+    def _redraw(self) -> None:
+        if self.rows:
             self.picture.value = picture_html(self.figure())
             self._drawn = time.monotonic()
+
+    def _end_with(self, words: str) -> None:
+        self._end = words
+        self._finish.set()  # an interrupted cell must not leave the thread training
+        self._enable()
+        if self.rows:
+            self.status.value = self._words()
 
     def _words(self) -> str:
         row = self.rows[-1]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -32,11 +34,15 @@ forget_choices()  # for what is made before the first test: session fixtures, su
 
 
 @pytest.fixture(autouse=True)
-def isolated(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def isolated(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     """What a test exports reaches neither the next test nor the learner's own runs."""
     for name in LEARNERS_CHOICES:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("COURSE_STORE", str(tmp_path / "store"))
+    yield
+    if "course_lib.client.watch" in sys.modules:  # of a server that the test has ended
+        for clients in sys.modules["course_lib.client.watch"]._watched.values():
+            clients.clear()
 
 
 @pytest.fixture(scope="session")

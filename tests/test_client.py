@@ -20,6 +20,7 @@ from tiny_models import tiny_model, tiny_tokenizer
 from course_lib import client
 from course_lib.client import choose, connect, resolve_model
 from course_lib.client import service as service_module
+from course_lib.client.watch import Pace, leave, watch
 from course_lib.config import preset
 from course_lib.dotenv import read_env_file
 from course_lib.engine.server import Engine, start
@@ -265,6 +266,53 @@ def test_another_sdk_version_is_said(monkeypatch: pytest.MonkeyPatch):
         else:
             with pytest.raises(CourseError, match=f"tinker {installed}"):
                 connect()
+
+
+# A server that falls silent ----------------------------------------------------------------------
+
+
+def test_a_server_that_falls_silent_and_comes_back_is_said_once_each(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    """The SDK waits for a result that is due without a word, for ever."""
+    pace = Pace(every_s=0.02, again_s=0.02, patience_s=0.1)
+    engine = fake_engine(tmp_path / "first")
+    client, second, port = Caller(), Caller(), int(engine.url.rpartition(":")[2])
+    watch(engine.url, client, pace)
+    watch(engine.url, second, pace)
+    assert watchers(engine.url) == 1
+    time.sleep(0.3)
+    assert capsys.readouterr().err == ""  # it answers
+    engine.stop()
+    said = said_within(capsys, 5)
+    assert said.startswith(f"{engine.url}: no answer for ") and said.count("\n") == 1
+    time.sleep(0.3)
+    assert capsys.readouterr().err == ""  # once
+    again = fake_engine(tmp_path / "second", port=port)
+    assert said_within(capsys, 5).startswith(f"{engine.url}: answers again, after ")
+    leave(engine.url, client)
+    del second
+    again.stop()
+    time.sleep(0.5)
+    assert capsys.readouterr().err == ""  # nobody calls there any more
+    assert watchers(engine.url) == 0
+
+
+class Caller:
+    """Stands for a service client."""
+
+
+def watchers(url: str) -> int:
+    return sum(thread.name == f"course-watch {url}" for thread in threading.enumerate())
+
+
+def said_within(capsys: pytest.CaptureFixture[str], seconds: float) -> str:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if said := capsys.readouterr().err:
+            return said
+        time.sleep(0.02)
+    raise AssertionError("nothing was said")
 
 
 # The embedded engine -----------------------------------------------------------------------------

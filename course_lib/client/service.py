@@ -9,7 +9,7 @@ import logging
 import os
 import weakref
 from importlib.metadata import version
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import tinker
 
@@ -18,11 +18,13 @@ from course_lib.client.loopback import prefer_loopback
 from course_lib.client.loops import fast_loops
 from course_lib.client.probe import bypass_proxies, is_loopback, probe
 from course_lib.client.tokenizers import teach
+from course_lib.client.watch import leave, watch
 from course_lib.dotenv import setting
 from course_lib.errors import CourseError
 
 if TYPE_CHECKING:
     from tinker.lib.internal_client_holder import InternalClientHolder
+    from tinker.lib.public_interfaces.api_future import AwaitableConcurrentFuture
 
     from course_lib.engine import Engine
 
@@ -78,6 +80,13 @@ class CourseService(tinker.ServiceClient):
                 f"pass model=..., for example {', '.join(self.models[:3])}",
             )
         return self._chosen_model
+
+    def close(
+        self, status: Literal["success", "errored", "interrupted"], detail: str | None = None
+    ) -> AwaitableConcurrentFuture[None]:
+        """Finish the session: no more calls, and nobody to ask whether the server answers."""
+        leave(self.url, self)
+        return super().close(status, detail)
 
     @property
     def rest(self) -> tinker.RestClient:
@@ -175,6 +184,7 @@ def _remote(
     service = CourseService(choice, url, api_key, names, _default_model(names))
     if model is not None:
         service._chosen_model = resolve_model(service, model)
+    watch(url, service)
     return service
 
 

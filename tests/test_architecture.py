@@ -23,7 +23,7 @@ errors files dotenv startup world fields faults metrics config conversations cha
 validation batches losses engine client checkpoints rewards environments rollouts evaluation
 comparison advantages rl_metrics sft preferences judges grpo diagnosis recordings export serve
 modal_app deploy plots run_data run_judge estimate stages pipeline chat compare doctor lessons
-widgets checks cli
+widgets checks cli command
 """.split()  # noqa: SIM905 (a list would take a screen)
 MAY_IMPORT_ENGINE = {"engine", "client", "serve", "cli"}
 TORCH_AT_THE_TOP = {"losses", "engine", "export", "serve"}

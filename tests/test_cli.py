@@ -7,6 +7,7 @@ import io
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -267,17 +268,11 @@ def test_a_store_that_was_moved_is_named_when_resuming(online, small, monkeypatc
 
 def test_a_stopped_command_ends_at_once_with_its_code(tmp_path):
     """The process is gone with its threads; nothing is taken apart under them."""
-    import signal
-
     out = tmp_path / "run"
-    command = [sys.executable, "-m", "course_lib.cli", "sft", "--config", "tiny"]
+    command = [sys.executable, "-c", POSTTRAIN, "sft", "--config", "tiny"]
     command += ["--set", "sft.max_steps=5000", "--set", "sft.epochs=100", "--out", str(out)]
     command += ["--store", str(tmp_path / "store")]
-    # In the background of a shell Ctrl-C is ignored, and whoever is started there inherits that.
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    signal.signal(signal.SIGINT, before)
-    with process:
+    with started(command) as process:
         deadline = time.monotonic() + 60
         while not (out / "metrics.jsonl").exists() and time.monotonic() < deadline:
             time.sleep(0.05)
@@ -286,6 +281,33 @@ def test_a_stopped_command_ends_at_once_with_its_code(tmp_path):
     assert process.returncode == 130
     assert said.splitlines()[-1].startswith("stopped; go on with: posttrain sft --resume ")
     assert "Traceback" not in said
+
+
+def test_ctrl_c_before_anything_is_imported_ends_it_without_a_traceback():
+    at_the_import = """
+import os, signal, sys, time
+class Pressed:
+    def find_spec(self, name, *_):
+        if name == "course_lib.cli":
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(5)
+sys.meta_path.insert(0, Pressed())
+"""
+    with started([sys.executable, "-c", at_the_import + POSTTRAIN, "--help"]) as process:
+        _, said = process.communicate(timeout=30)
+    assert (process.returncode, said) == (-signal.SIGINT, "")
+
+
+POSTTRAIN = "from course_lib.command import main; main()"  # what the script does
+
+
+def started(command: list[str]) -> subprocess.Popen[str]:
+    """In the background of a shell Ctrl-C is ignored, and whoever is started there inherits it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        return subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_progress_is_on_stderr_and_names_step_and_loss(online, small, capsys):

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from hub_double import HubDouble
+from huggingface_hub import HfApi, constants
+from loopback import free_port, serving
 from peft import PeftModel, get_peft_model
 from safetensors.torch import save_file
 from tiny_models import ARCHITECTURES, END, VOCAB, random_tokens, tiny_model, tiny_tokenizer
 
+from course_lib.engine import model as model_module
 from course_lib.engine import models
 from course_lib.engine.lora import lora_config
 from course_lib.engine.model import BaseModel
@@ -143,6 +149,27 @@ def test_a_name_that_is_nowhere_is_refused_in_one_line():
     with pytest.raises(CourseError) as caught:
         BaseModel.load("nobody/nothing-like-this", "course/base")
     assert "\n" not in str(caught.value)
+
+
+def test_a_hub_that_is_out_of_reach_is_said_at_once(monkeypatch):
+    """transformers asked six times, for half a minute."""
+    nobody = f"http://127.0.0.1:{free_port()}"
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(model_module, "HfApi", partial(HfApi, endpoint=nobody))
+    began = time.monotonic()
+    with pytest.raises(CourseError, match=r"^data/base-modle: .* the hub does not answer \("):
+        BaseModel.load("data/base-modle", "course/base")
+    assert time.monotonic() - began < 5
+
+
+def test_a_model_that_the_hub_does_not_have_is_said(monkeypatch):
+    hub = HubDouble()
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    with serving(hub.app()) as url:
+        monkeypatch.setattr(model_module, "HfApi", partial(HfApi, endpoint=url))
+        with pytest.raises(CourseError, match=r"the hub refuses the name \(status 401\)"):
+            BaseModel.load("nobody/nothing-like-this", "course/base")
+    assert hub.requests == ["GET /api/models/nobody/nothing-like-this"]
 
 
 def test_the_same_seed_gives_the_same_adapter_as_peft_itself():

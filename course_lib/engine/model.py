@@ -23,6 +23,8 @@ from functools import cached_property
 from pathlib import Path
 
 import torch
+from huggingface_hub import HfApi, is_offline_mode, try_to_load_from_cache
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors import SafetensorError
 from torch import Tensor, nn
@@ -36,7 +38,9 @@ from course_lib.engine.lora import Folding, lora_config, sharing_copy
 from course_lib.engine.requests import LoraSpec, RequestError
 from course_lib.errors import CourseError
 
+CONFIG = "config.json"
 WHAT_TO_GIVE = "give a folder with config.json, tokenizer.json and *.safetensors, or a hub name"
+HUB_S = 8.0  # for one answer
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,11 +92,12 @@ class BaseModel:
         """Load a folder or hub name: float32 on CPU and MPS, bfloat16 on CUDA, or as told."""
         check_folder(folder_or_hub)
         folder_or_hub = os.path.expanduser(folder_or_hub)
+        check_hub(folder_or_hub)
         refuse_pickles(folder_or_hub)
         device = device or default_device()
         dtype = dtype or (torch.bfloat16 if device.startswith("cuda") else torch.float32)
         try:
-            folder = Path(cached_file(folder_or_hub, "config.json")).parent
+            folder = Path(cached_file(folder_or_hub, CONFIG)).parent
             tokenizer = AutoTokenizer.from_pretrained(folder)
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise CourseError(folder_or_hub, first_line(error), WHAT_TO_GIVE) from error
@@ -231,12 +236,32 @@ def check_folder(folder_or_hub: str) -> None:
     """Say what a folder lacks before the libraries say it in their words; hub names pass."""
     path = Path(folder_or_hub).expanduser()
     if path.is_dir():
-        needed = {"config.json": ["config.json"], "tokenizer": ["tokenizer*", "vocab*"]}
+        needed = {CONFIG: [CONFIG], "tokenizer": ["tokenizer*", "vocab*"]}
         for name, patterns in needed.items():
             if not any(file for pattern in patterns for file in path.glob(pattern)):
                 raise CourseError(folder_or_hub, f"the folder holds no {name}", WHAT_TO_GIVE)
     elif path.is_absolute() or folder_or_hub.startswith((".", "~")):
         raise CourseError(folder_or_hub, "there is no such folder", WHAT_TO_GIVE)
+
+
+def check_hub(name: str) -> None:
+    """Ask the hub once for a model that is neither a folder nor in the cache: transformers alone
+    would ask six times, for half a minute."""
+    if Path(name).is_dir():
+        return
+    try:
+        if not is_offline_mode() and not isinstance(try_to_load_from_cache(name, CONFIG), str):
+            HfApi().model_info(name, timeout=HUB_S)
+    except HFValidationError:
+        return  # transformers says what a name looks like
+    except HfHubHTTPError as error:
+        status = error.response.status_code
+        finding = f"there is no such folder here, and the hub refuses the name (status {status})"
+        remedy = f"{WHAT_TO_GIVE}; a gated model needs `hf auth login`"
+        raise CourseError(name, finding, remedy) from error
+    except Exception as error:  # of whatever speaks HTTP for the library
+        finding = f"there is no such folder here, and the hub does not answer ({first_line(error)})"
+        raise CourseError(name, finding, WHAT_TO_GIVE) from error
 
 
 def refuse_pickles(folder: str) -> None:

@@ -346,6 +346,23 @@ def test_weights_that_blew_up_are_named_and_not_the_sampling_logprobs(size: floa
         forward_backward(base, adapter, TrainRequest(SFT, "cross_entropy"))
 
 
+@pytest.mark.parametrize(
+    ("loss_fn", "cause"),
+    [("cross_entropy", "training has blown up"), ("importance_sampling", "are the sampling")],
+)
+def test_a_gradient_that_overflows_is_named_with_its_cause(loss_fn: str, cause: str):
+    """The loss is a number still, and after SFT nobody has sampled."""
+    base = tiny_base()
+    adapter = base.new_adapter(SPEC)
+    adapter.flat.data.mul_(1e6)  # A; B is zero
+    datum = SFT[0] if loss_fn == "cross_entropy" else without_mask(rl_datum(9, 0))
+    scaled = "weights" if loss_fn == "cross_entropy" else "advantages"
+    huge = spoilt(datum, **{scaled: datum.loss_fn_inputs[scaled] * np.float32(1e35)})
+    with pytest.raises(RequestError, match=f"the gradient is not finite; {cause}"):
+        forward_backward(base, adapter, TrainRequest([huge], loss_fn))
+    assert adapter.gradients is None
+
+
 def test_several_targets_are_for_cross_entropy_alone():
     base = tiny_base()
     inputs = {"target_tokens": np.zeros((6, 2), np.int64)}

@@ -119,15 +119,15 @@ class Adapter:
             **{field: value.to(device, torch.float32) for field, value in joined.items()},
         }
 
-    def add_gradients(self) -> None:
-        """Add what backward passes left on the parameters to what is kept for the next step."""
+    def add_gradients(self) -> bool:
+        """Add what backward passes left on the parameters to what is kept for the next step; where
+        a number of it is not finite, nothing is added, and the answer is False."""
         parameters = self.parameters.values()
         new = end_to_end([torch.zeros_like(p) if p.grad is None else p.grad for p in parameters])
         if not math.isfinite(torch.linalg.vector_norm(new, math.inf)):
-            raise RequestError(
-                "the gradient is not finite; are the sampling logprobs those of this policy?"
-            )
+            return False
         self.gradients = new if self.gradients is None else self.gradients.add_(new)
+        return True
 
     def delete(self) -> None:
         """Take the adapter out of the base model and free what it holds."""

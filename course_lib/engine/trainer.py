@@ -53,14 +53,16 @@ def _forward_backward(base: BaseModel, adapter: Adapter, request: TrainRequest) 
             with torch.set_grad_enabled(not request.forward_only):
                 logprobs = score(base, adapter, batch)  # (M,) or (M, K)
                 loss = token_losses(request, batch, logprobs).sum()
-            total += finite(loss.item(), adapter, request.loss_fn)
+            if not math.isfinite(loss.item()):
+                raise not_finite(f"the loss is {loss.item()}", adapter, request.loss_fn)
+            total += loss.item()
             if loss.requires_grad:
                 loss.backward(retain_graph=True)  # the arranged weights serve the next batch, too
             for row, values in zip(rows, split(logprobs.detach().cpu(), batch), strict=True):
                 outputs[row] = {"logprobs": values.numpy()}
             del logprobs, loss  # and with them the activations
-        if not request.forward_only:
-            adapter.add_gradients()
+        if not request.forward_only and not adapter.add_gradients():
+            raise not_finite("the gradient is not finite", adapter, request.loss_fn)
     except CourseError as error:  # a loss refuses its configuration
         raise RequestError(str(error)) from error
     finally:
@@ -127,12 +129,8 @@ def prepare(base: BaseModel, adapter: Adapter) -> None:
         base.arranged(base.llama, adapter)
 
 
-def finite(loss: float, adapter: Adapter, loss_fn: str) -> float:
-    """The loss, unless it is infinite or not a number; then the likeliest cause is told."""
-    if math.isfinite(loss):
-        return loss
+def not_finite(finding: str, adapter: Adapter, loss_fn: str) -> RequestError:
+    """The finding with its likeliest cause."""
     if bool(adapter.flat.isfinite().all()) and "logprobs" in LOSS_INPUTS[loss_fn]:
-        cause = "are the sampling logprobs those of this policy?"
-    else:
-        cause = BLOWN_UP
-    raise RequestError(f"the loss is {loss}; {cause}")
+        return RequestError(f"{finding}; are the sampling logprobs those of this policy?")
+    return RequestError(f"{finding}; {BLOWN_UP}")

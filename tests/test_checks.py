@@ -349,10 +349,23 @@ def test_arrays_tensors_and_tuples_count_as_lists():
         return numpy.array(exercise.reference(rewards_P_G))
 
     def tuples(rewards_P_G):
-        return (tuple(row) for row in exercise.reference(rewards_P_G))
+        return tuple(tuple(row) for row in exercise.reference(rewards_P_G))
 
     assert judge(exercise, array, {}).status == "passed"
     assert judge(exercise, tuples, {}).status == "passed"
+
+
+def test_values_that_can_be_read_only_once_are_refused_before_a_later_cell_breaks_on_them():
+    """They passed, and a cell below then found a generator where it wanted a list."""
+
+    def one_by_one(rewards_P_G):
+        yield from find("05.1").reference(rewards_P_G)
+
+    def mapped(rewards_P_G):
+        return map(list, find("05.1").reference(rewards_P_G))
+
+    assert "only once" in verdict_on(one_by_one, "05.1")
+    assert "only once" in verdict_on(mapped, "05.1")
 
 
 def test_an_unnamed_mistake_shows_one_case():

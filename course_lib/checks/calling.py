@@ -35,6 +35,7 @@ class Outcome:
     printed: str = ""
     out_of_time: bool = False
     changed_input: bool = False
+    read_once: bool = False  # it gave a generator, or map's or zip's like
 
     def like(self, other: Outcome, same: Callable[[Any, Any], bool]) -> bool:
         """The same error by name, or the same value."""
@@ -58,6 +59,7 @@ def call(
             _limit(limit_s or TIME_LIMIT_S, getattr(function, "__code__", None)),
         ):
             value = function(*arguments)
+            read_once = hasattr(value, "__next__")
             value = list(itertools.islice(value, 100_000)) if _is_lazy(value) else value
             seen = observe(value, arguments) if observe and value is not ... else value
     except _OutOfTime:
@@ -68,7 +70,9 @@ def call(
         text = " ".join(str(error).strip().split("\n")[:2])
         return Outcome(error=type(error).__name__, error_text=text, printed=printed.getvalue())
     changed = observe is None and not _unchanged(arguments, case)
-    return Outcome(value=seen, printed=printed.getvalue(), changed_input=changed)
+    return Outcome(
+        value=seen, printed=printed.getvalue(), changed_input=changed, read_once=read_once
+    )
 
 
 def _is_lazy(value: Any) -> bool:

@@ -105,7 +105,9 @@ def _judge_function(exercise: Exercise, answer: Any) -> Verdict:
     broken = _broken_property(exercise, answer, cases)
     if not wrong and not broken:
         passed = Verdict("passed", _tried(cases) + _printed(outcomes))
-        return _changed_input(outcomes) or _renamed(exercise, answer) or passed
+        return (
+            _changed_input(outcomes) or _read_once(outcomes) or _renamed(exercise, answer) or passed
+        )
     return _mistake(exercise, cases, outcomes, same) or _not_yet(
         _explain(exercise, cases, pairs, wrong, broken, len(first)) + _printed(outcomes)
     )
@@ -204,7 +206,17 @@ def _changed_input(outcomes: list[Outcome]) -> Verdict | None:
     if not any(outcome.changed_input for outcome in outcomes):
         return None
     return _not_yet(
-        "The values are right, but it changes the list it was given; build a new one instead."
+        "The values are right, but it changes the list or dict it was given; build a new one."
+    )
+
+
+def _read_once(outcomes: list[Outcome]) -> Verdict | None:
+    """Cells below read an answer more than once: the second time a generator is empty."""
+    if not any(outcome.read_once for outcome in outcomes):
+        return None
+    return _not_yet(
+        "The values are right, but they can be read only once (yield, map, zip, or a comprehension "
+        "in round brackets). Give a list."
     )
 
 

@@ -82,6 +82,11 @@ ADVANTAGES = Exercise(
             _divided_by(statistics.stdev),
             "It also divides by the sample standard deviation (with G - 1). Here we only centre.",
         ),
+        "divided by sample nothing": Mutant(
+            _divided_by(statistics.stdev, epsilon=0.0),
+            "It also divides by the sample standard deviation (torch's std), and gives nan where "
+            "that is 0, in a group of equal rewards. Here we only centre.",
+        ),
         "sign": Mutant(
             lambda rewards_P_G: [[-a for a in row] for row in group_advantages(rewards_P_G)],
             "The sign is turned: better than the group's mean must be positive.",
@@ -209,7 +214,8 @@ def _first_groups(rng: random.Random) -> list[tuple]:
         rewards = rng.sample([0.0, 0.0, 1.0, 1.0, 0.0, 0.0], 6)
         lengths = [rng.randrange(4, 12) for _ in rewards]
         cases.append((group_advantages([rewards])[0], lengths))
-    return cases
+    raw = [float(advantage > 0) for advantage in cases[-1][0]]
+    return [*cases, (raw, cases[-1][1])]  # not centred: one token more or less is then seen
 
 
 FIRST_LOSS = Exercise(

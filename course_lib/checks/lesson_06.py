@@ -30,7 +30,7 @@ def _tokens(rng: random.Random) -> list[tuple]:
     for length in (3, 6, 8):
         sampled = [round(-rng.uniform(0.1, 3), 2) for _ in range(length)]
         target = [round(q + rng.uniform(-0.6, 0.6), 2) for q in sampled]
-        advantages = [rng.choice([-0.5, 0.25, 0.75])] * length
+        advantages = [rng.choice([-0.5, 0.25, 0.75]) for _ in range(length)]  # several answers
         prompt = rng.randrange(1, length - 1)
         cases.append((target, sampled, advantages, [float(i >= prompt) for i in range(length)]))
     return [*cases, (*cases[-1][:3], [1.0] * length)]  # no prompt: the first token counts as well
@@ -81,6 +81,16 @@ IS_LOSS = Exercise(
             _with_ratio(lambda lp, q: lp / q),
             "It divides one log-probability by the other. The ratio is one of probabilities: exp "
             "of the difference.",
+        ),
+        "one advantage": Mutant(
+            lambda lp, q, a, m: is_loss(lp, q, [a[0]] * len(a), m),
+            "It takes one advantage for all tokens. Several answers may stand in the lists: each "
+            "token has an advantage of its own.",
+        ),
+        "mean advantage": Mutant(
+            lambda lp, q, a, m: is_loss(lp, q, [sum(a) / len(a)] * len(a), m),
+            "It takes the mean of the advantages. Each token's ratio is multiplied by that token's "
+            "own advantage.",
         ),
         "not summed": Mutant(
             lambda lp, q, a, m: [
@@ -166,6 +176,11 @@ PPO_LOSS = Exercise(
             lambda r, a, low, high: ppo_loss(r, a, 0.8, 1.2),
             "It has bounds of its own. Take those that are given: low and high may differ from "
             "0.8 and 1.2.",
+        ),
+        "minimum of the ratios": Mutant(
+            lambda r, a, low, high: -min(r, _clipped(r, low, high)) * a,
+            "It takes the smaller ratio, and then multiplies. With a negative advantage the larger "
+            "ratio gives the smaller product: multiply both first, then take the minimum.",
         ),
         "upper bound only": Mutant(
             lambda r, a, low, high: -min(r * a, min(r, high) * a),

@@ -143,6 +143,11 @@ LENGTH_BIAS = Exercise(
             "that: Adam does not mind a constant factor. Here divide by the constant that is "
             "given, max_tokens.",
         ),
+        "group size": Mutant(
+            lambda a, n, limit: [x / len(a) for x in a],
+            "It divides by the number of answers. No answer can choose that, so there is no bias "
+            "in it. Here divide by the constant that is given, max_tokens.",
+        ),
         "all tokens of the group": Mutant(
             lambda a, n, limit: [x / sum(n) for x in a],
             "It divides by the tokens of the whole group. Within the group all is fair, but a "

@@ -387,7 +387,7 @@ for name in ("tiny", "quick", "full"):
 
 # %% id="write-cost" exercise="08.4"
 def run_tokens(steps, prompts, group_size, prompt_tokens, completion_tokens):
-    """(prefilled, sampled, trained) tokens of the whole run; lengths are means."""
+    """(prefilled, sampled, trained) tokens of the whole run; prompts per step, mean lengths."""
     groups = steps * prompts
     rollouts = groups * group_size
     return (

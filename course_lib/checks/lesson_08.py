@@ -20,7 +20,10 @@ PASS_AT_K = Exercise(
     kind="code",
     reference=pass_at_k,
     cases=lambda rng: [
-        (n, c, k) for n in (8, 16) for c in (0, rng.randrange(1, 4), n - 2, n) for k in (1, 4)
+        (n, c, k)
+        for n in (4, 8, 16)
+        for c in (0, rng.randrange(1, 4), n - 4, n - 2, n)
+        for k in (1, 4)
     ],
     mutants={
         "with replacement": Mutant(
@@ -48,6 +51,11 @@ PASS_AT_K = Exercise(
             lambda n, c, k: float(c > 0),
             "That asks for a right one among all n, and only k are drawn. (A `//` for `/` does the "
             "same.)",
+        ),
+        "just enough wrong ones": Mutant(
+            lambda n, c, k: 1.0 if n - c <= k else pass_at_k(n, c, k),
+            "Where exactly k answers are wrong it says 1. All k may be drawn from those: only with "
+            "fewer than k wrong ones is a right one certain.",
         ),
         "per cent": Mutant(
             lambda n, c, k: 100 * pass_at_k(n, c, k),
@@ -84,13 +92,19 @@ def _unpaired(before: list[float], after: list[float]) -> tuple[float, float]:
     return paired_difference(before, after)[0], math.sqrt(variance / len(before))
 
 
+def _signs_only(before: list[float], after: list[float]) -> tuple[float, float]:
+    signs = [float((b > a) - (b < a)) for a, b in zip(before, after, strict=True)]
+    return paired_difference([0.0] * len(signs), signs)
+
+
 def _scores(rng: random.Random) -> list[tuple]:
+    """Scores of single answers, and shares of four answers as in the lesson."""
     cases = []
     for n in (8, 20):
         before = [float(rng.random() < 0.5) for _ in range(n - 2)] + [0.0, 1.0]
-        cases.append(
-            (before, [max(b, float(rng.random() < 0.3)) for b in before[:-2]] + [1.0, 0.0])
-        )
+        after = [max(b, float(rng.random() < 0.3)) for b in before[:-2]] + [1.0, 0.0]
+        shares = [[rng.randrange(5) / 4 for _ in range(n)] for _ in range(2)]
+        cases += [(before, after), tuple(shares)]
     return cases
 
 
@@ -136,6 +150,11 @@ PAIRED = Exercise(
                 paired_difference(before, after)[1] ** 2,
             ),
             "The second number is a variance. Take its root, so that it has the unit of the gain.",
+        ),
+        "signs only": Mutant(
+            _signs_only,
+            "It counts which problems became better and which worse. A score may be a share of "
+            "several answers: take the size of each gain.",
         ),
         "other order": Mutant(
             lambda before, after: paired_difference(before, after)[::-1],
@@ -305,7 +324,7 @@ COST = Exercise(
         "completion.",
     ),
     stub='''def run_tokens(steps, prompts, group_size, prompt_tokens, completion_tokens):
-    """(prefilled, sampled, trained) tokens of the whole run; lengths are means."""
+    """(prefilled, sampled, trained) tokens of the whole run; prompts per step, mean lengths."""
     return ...''',
 )
 

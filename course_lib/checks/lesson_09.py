@@ -129,14 +129,18 @@ def _logits(rng: random.Random) -> list[tuple]:
     adapted = [round(x + rng.choice([-1, 1]) * rng.uniform(0.3, 1), 2) for x in base]
     noise = [x + 1e-5 for x in adapted]
     half = [(x + y) / 2 for x, y in zip(base, adapted, strict=True)]
-    one_off = [*adapted[:-1], adapted[-1] + 0.003]
-    low = [*adapted[:-1], adapted[-1] - 0.5]
+    one_off = [*adapted[:-1], adapted[-1] + 0.0015]
+    high = [x + 0.5 for x in adapted]
+    low = [x - 9 * (x == max(adapted)) for x in adapted]  # another token is now the likeliest
+    lowered = [x - 0.5 for x in base]  # an adapter that only lowers
     hardly = [x + 1e-5 for x in base]  # an adapter whose effect is lost in the rounding
     rough = [x + 8e-4 for x in adapted]  # each logit within the tolerance, their sum beyond it
     partly = [base[0], *adapted[1:]]  # an adapter that leaves one logit as it was
-    merges = (adapted, noise, rough, base, half, one_off, low)
+    merges = (adapted, noise, rough, base, half, one_off, high, low)
     return [(base, adapted, m, 1e-3) for m in merges] + [
         (base, base, base, 1e-3),
+        (base, base, adapted, 1e-3),
+        (base, lowered, lowered, 1e-3),
         (base, hardly, hardly, 1e-3),
         (base, partly, partly, 1e-3),
     ]
@@ -198,6 +202,29 @@ MERGE_TEST = Exercise(
             ),
             "Logits that are too low pass. Take absolute values.",
         ),
+        "other direction": Mutant(
+            lambda base, adapted, merged, tolerance: (
+                max(a - m for m, a in zip(merged, adapted, strict=True))
+                <= tolerance
+                < _apart(adapted, base)
+            ),
+            "Logits that are too high pass. Take absolute values.",
+        ),
+        "only raised": Mutant(
+            lambda base, adapted, merged, tolerance: (
+                _apart(merged, adapted)
+                <= tolerance
+                < max(a - b for a, b in zip(adapted, base, strict=True))
+            ),
+            "An adapter that only lowers logits counts as one that does nothing. Take absolute "
+            "values there, too.",
+        ),
+        "either will do": Mutant(
+            lambda base, adapted, merged, tolerance: (
+                _apart(merged, adapted) <= tolerance or _apart(adapted, base) > tolerance
+            ),
+            "One of the two conditions is enough for it. Both must hold.",
+        ),
         "same best token": Mutant(
             lambda base, adapted, merged, tolerance: (
                 adapted.index(max(adapted)) == merged.index(max(merged))
@@ -251,6 +278,7 @@ def _front_matter(card: str) -> list[str]:
     return lines[: lines.index("---")] if first == "---" and "---" in lines else []
 
 
+NO_TEXT = "It does not give a string. The card is one text: front matter, then Markdown."
 NO_FRONT = (
     "There is no front matter: the card must begin with a line `---`, some `key: value` lines, "
     "and a line `---`. Hubs read nothing else."
@@ -260,10 +288,14 @@ INDENTED = (
     "keeps them, and hubs then find no front matter. Let the dashes begin their lines."
 )
 NO_BASE = (
-    "The front matter does not say base_model: without it nobody knows which weights the adapter "
-    "belongs to."
+    "The front matter does not say base_model, or not the one that was given: without it nobody "
+    "knows which weights the adapter belongs to."
 )
-NO_LICENCE = "The front matter has no license (spelled so): without one nobody may use the model."
+NO_LICENCE = (
+    "The front matter has no license (spelled so), or not the one that was given: without one "
+    "nobody may use the model."
+)
+NO_NAME = "The model's name is missing: put the argument `name` into the card, as its title."
 NO_NUMBERS = (
     "The accuracy (as a percentage) and the number of problems are missing: a claim needs both."
 )
@@ -311,18 +343,20 @@ MODEL_CARD = Exercise(
     cases=lambda rng: [
         (
             f"sums-lora-{rng.randrange(100)}",
-            "course/base",
-            "mit",
+            base_model,
+            licence,
             rng.choice([0.42, 0.9, 0.95]),
             rng.choice([200, 500]),
         )
-        for _ in range(2)
+        for base_model, licence in (("course/base", "mit"), ("ada/river-1b", "apache-2.0"))
     ],
     properties=(
+        Property(lambda f, *case: isinstance(f(*case), str), NO_TEXT),
         Property(_at_the_margin, INDENTED),
         Property(lambda f, *case: bool(_front_matter(f(*case))), NO_FRONT),
         Property(_has_key("base_model", 1), NO_BASE),
         Property(_has_key("license", 2), NO_LICENCE),
+        Property(lambda f, name, *case: name in f(name, *case), NO_NAME),
         Property(_has_numbers, NO_NUMBERS),
         Property(_has_limits, NO_LIMITS),
     ),
@@ -338,6 +372,8 @@ MODEL_CARD = Exercise(
         "licence misspelt": Mutant(
             lambda *case: model_card(*case).replace("license:", "licence:"), NO_LICENCE
         ),
+        "no text": Mutant(lambda *case: model_card(*case).splitlines(), NO_TEXT),
+        "no name": Mutant(lambda name, *case: model_card("My model", *case), NO_NAME),
         "no numbers": Mutant(
             lambda name, base, licence, accuracy, problems: model_card(
                 name, base, licence, 1.23456, 0
@@ -355,7 +391,7 @@ MODEL_CARD = Exercise(
         "section on limitations.",
     ),
     stub='''def model_card(name, base_model, licence, accuracy, problems):
-    """Markdown: front matter (base_model, license), evaluation, limitations; accuracy 0..1."""
+    """Markdown: front matter (base_model, license), name, evaluation, limits; accuracy 0..1."""
     return ...''',
 )
 

@@ -85,5 +85,37 @@ def test_an_accuracy_may_be_written_out(unit):
     assert judged("09.4", card).status == "passed"
 
 
+def test_a_token_more_or_less_for_each_answer_is_seen():
+    """It passed: centred advantages add up to zero, with which any constant vanishes."""
+
+    def one_less(advantages_G, lengths_G):
+        return -sum(a * (n - 1) for a, n in zip(advantages_G, lengths_G, strict=True))
+
+    assert judged("05.2", one_less).status == "not yet"
+
+
+def test_a_merge_test_that_ships_everything_is_not_called_a_test_of_the_likeliest_token():
+    verdict = judged("09.2", lambda base, adapted, merged, tolerance: True)
+    assert verdict.status == "not yet" and verdict.mistake is None
+
+
+@pytest.mark.parametrize("written_in", [{"base_model": "course/base"}, {"licence": "mit"}])
+def test_a_card_with_the_base_or_the_licence_written_in_no_longer_passes(written_in):
+    def card(name, base_model, licence, accuracy, problems):
+        given = {"base_model": base_model, "licence": licence} | written_in
+        return model_card(name, accuracy=accuracy, problems=problems, **given)
+
+    assert "not the one that was given" in judged("09.4", card).text
+
+
+def test_a_rounded_percentage_is_no_mistake():
+    def rounded(base, tuned):
+        before, after = (round(100 * sum(each) / len(each), 1) for each in (base, tuned))
+        gain, problems = round(after - before, 1), len(base)
+        return {"base": before, "tuned": after, "gain_points": gain, "problems": problems}
+
+    assert judged("10.3", rounded).status == "passed"
+
+
 def test_a_negative_zero_is_shown_as_zero():
     assert describe([-0.0, 0.0, -0.04]) == "[0, 0, -0.04]"

@@ -223,10 +223,11 @@ def before_and_after(base: list[float], tuned: list[float]) -> dict[str, float]:
 
 
 def _scored(rng: random.Random) -> list[tuple]:
+    """Shares of four answers as in the lesson, then scores of 0 and 1."""
     cases = []
-    for n in (10, 40):
-        base = [1.0, 0.0] + [float(rng.random() < 0.2) for _ in range(n - 2)]
-        cases.append((base, [1.0, 1.0] + [float(rng.random() < 0.8) for _ in range(n - 2)]))
+    for n, scores in ((10, (0.0, 0.25, 0.5)), (40, (0.0, 0.0, 0.0, 1.0))):
+        base = [1.0, 0.0] + [rng.choice(scores) for _ in range(n - 2)]
+        cases.append((base, [1.0, 1.0] + [1.0 - rng.choice(scores) for _ in range(n - 2)]))
     return [*cases, cases[-1][::-1]]  # and a training that did harm
 
 
@@ -267,6 +268,16 @@ CERTIFICATE = Exercise(
         "never a loss": Mutant(
             _changed(gain_points=lambda r: abs(r["tuned"] - r["base"])),
             "A model that became worse is reported as better. Keep the sign of the gain.",
+        ),
+        "only whole ones": Mutant(
+            lambda base, tuned: before_and_after(*([s // 1 for s in x] for x in (base, tuned))),
+            "It counts the problems with a score of 1 and drops the others. A score may be a share "
+            "of several answers: take the mean.",
+        ),
+        "rounded up": Mutant(
+            lambda base, tuned: before_and_after(*([-(-s // 1) for s in x] for x in (base, tuned))),
+            "It counts every problem whose score is not 0 as solved. A score may be a share of "
+            "several answers: take the mean.",
         ),
         "gain as a share": Mutant(
             _changed(gain_points=lambda r: r["gain_points"] / 100),

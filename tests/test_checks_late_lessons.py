@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 
@@ -115,6 +117,36 @@ def test_a_rounded_percentage_is_no_mistake():
         return {"base": before, "tuned": after, "gain_points": gain, "problems": problems}
 
     assert judged("10.3", rounded).status == "passed"
+
+
+def rows(*messages: list[tuple[str, str]]) -> str:
+    said = [[{"role": role, "content": content} for role, content in each] for each in messages]
+    return "\n".join(json.dumps({"messages": each}, ensure_ascii=False) for each in said)
+
+
+ASKED = [[("user", question), ("assistant", f"To {question}")] for question in ("a", "b", "c")]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        [("user", "d"), ("system", "s"), ("assistant", "e")],
+        [("assistant", "e")],
+        [("user", "d\ud800"), ("assistant", "e")],
+    ],
+)
+def test_rows_that_the_next_cell_could_not_load_no_longer_pass(row):
+    assert "not sound" in judged("10.2", rows(*ASKED, row)).text
+
+
+def test_a_row_of_the_same_words_in_another_order_of_keys_is_the_same_row():
+    again = json.dumps(json.loads(rows(ASKED[0])), sort_keys=True)
+    assert "occurs twice" in judged("10.2", f"{rows(*ASKED)}\n{again}").text
+
+
+def test_a_line_break_of_typesetters_inside_a_message_ends_no_row():
+    row = [("user", "d\u2028d"), ("assistant", "e")]
+    assert judged("10.2", rows(*ASKED, row)).status == "passed"
 
 
 def test_a_negative_zero_is_shown_as_zero():

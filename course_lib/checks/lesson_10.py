@@ -7,7 +7,7 @@ import random
 from typing import Any
 
 from course_lib.checks.exercise import Exercise, Mutant, Property
-from course_lib.checks.lesson_01 import line_fault
+from course_lib.faults import ERROR, Fault, decode_line, row_faults
 from course_lib.recordings import KINDS, Recording, ward
 
 NEEDED = 6  # right ones out of eight
@@ -129,22 +129,38 @@ def own_rows() -> str:
 
 
 def _lines(text: Any) -> list[str]:
-    return [line for line in str(text).splitlines() if line.strip()]
+    return [line for line in str(text).split("\n") if line.strip()]
+
+
+def _read(line: str) -> tuple[Any, list[Fault]]:
+    return decode_line(line.encode("utf-8", "surrogatepass"), 1)
+
+
+def _sound(line: str) -> bool:
+    """Whether the loader, which the next cell calls, will take this line."""
+    row, faults = _read(line)
+    unread = any(found.severity == ERROR for found in faults)
+    return not unread and all(found.severity != ERROR for found in row_faults(row, 1))
+
+
+def _conversations(text: Any) -> list[list[dict[str, str]]]:
+    return [_read(line)[0]["messages"] for line in _lines(text)]
 
 
 def _answers(text: Any) -> set[str]:
-    return {json.loads(line)["messages"][-1]["content"] for line in _lines(text)}
+    return {messages[-1]["content"] for messages in _conversations(text)}
 
 
-def _questions(text: Any) -> list[str]:
-    return [json.dumps(json.loads(line)["messages"][:-1]) for line in _lines(text)]
+def _different(parts: list[Any]) -> bool:
+    return len({json.dumps(part, sort_keys=True) for part in parts}) == len(parts)
 
 
 NOT_TEXT = "It is not a string. Join the rows to one text, with a line break after each."
 TOO_FEW = "Fewer than three rows: write at least three conversations, one JSON object on each line."
 UNSOUND = (
-    "A row is not sound: each line is one JSON object with messages, known roles in turn, and "
-    "something in every content. The validator of lesson 01 names the line and the fault."
+    "A row is not sound: each line is one JSON object with messages, perhaps one of the system "
+    "first, then user and assistant in turn, and something in every content. The validator of "
+    "lesson 01 names the line and the fault."
 )
 TWICE = "A row occurs twice. It would simply count double; write another one."
 NO_ANSWER_LAST = (
@@ -168,16 +184,14 @@ OWN_DATA = Exercise(
     properties=(
         Property(lambda text: isinstance(text, str), NOT_TEXT),
         Property(lambda text: len(_lines(text)) >= 3, TOO_FEW),
-        Property(lambda text: all(line_fault(line) is None for line in _lines(text)), UNSOUND),
-        Property(lambda text: len(set(_lines(text))) == len(_lines(text)), TWICE),
+        Property(lambda text: all(map(_sound, _lines(text))), UNSOUND),
+        Property(lambda text: _different(_conversations(text)), TWICE),
         Property(
-            lambda text: all(
-                json.loads(line)["messages"][-1]["role"] == "assistant" for line in _lines(text)
-            ),
+            lambda text: all(each[-1]["role"] == "assistant" for each in _conversations(text)),
             NO_ANSWER_LAST,
         ),
         Property(lambda text: len(_answers(text)) > 1, PARROT),
-        Property(lambda text: len(set(_questions(text))) == len(_questions(text)), TORN),
+        Property(lambda text: _different([each[:-1] for each in _conversations(text)]), TORN),
     ),
     mutants={
         "a list": Mutant(lambda: own_rows().splitlines(), NOT_TEXT),

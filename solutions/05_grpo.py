@@ -204,8 +204,9 @@ for wanted in sorted(set(group.rewards_G), reverse=True):
 # **policy gradient** (REINFORCE, Williams 1992). And any number $b$ may be taken off the reward, if
 # it does not depend on the answer: $\mathbb{E}[b\, \nabla \ln p] = b\, \nabla \sum_y p(y) = 0$,
 # since probabilities add up to 1 whatever the weights. Such a **baseline** changes no average, only
-# the noise. The group's mean is one. (PPO as it was made for language models trains a second
-# network to foretell it, the *critic*; GRPO does without.)
+# the noise. The mean of the *other* answers is one; the group's mean, which holds the answer
+# itself, gives the same up to the constant factor above. (PPO as it was made for language models
+# trains a second network to foretell the reward, the *critic*; GRPO does without.)
 
 # %% [markdown] id="loss-question"
 # ## What is the first loss?
@@ -214,11 +215,12 @@ for wanted in sorted(set(group.rewards_G), reverse=True):
 #
 # $$-\frac{p_\text{trainer}(\text{token})}{p_\text{sampler}(\text{token})} \cdot A$$
 #
-# Its gradient is the one above: where trainer and sampler agree, the gradient of the ratio is that
-# of $\ln p$. The minus is there because optimizers minimise.
+# and the SDK **sums** over tokens and answers. A term's gradient is the one above: where trainer
+# and sampler agree, the gradient of the ratio is that of $\ln p$. The minus is there because
+# optimizers minimise.
 #
-# and the SDK **sums** over tokens and answers. Before the first step, trainer and sampler are the
-# same model. **Predict** the loss of a group from its advantages and the lengths of its answers.
+# Before the first step, trainer and sampler are the same model. **Predict** the loss of a group
+# from its advantages and the lengths of its answers.
 
 
 # %% id="predict-first-loss" exercise="05.2"

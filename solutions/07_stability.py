@@ -205,11 +205,11 @@ for name, values in rewards.items():
 #
 # What does the leash cost? It depends on how far away lies what pays. Here the worked answers are
 # rare after SFT, so preferring them *is* a distance. But the leash itself would allow most of it:
-# reward minus KL is largest where a right answer is $e^{1/\beta}$ = 28 times as likely as before
-# against a wrong one (Rafailov et al. 2023, equation 4). That turns one right answer in seven into
-# five in six, and lies a little over one nat away. Twelve large, noisy steps need not find it. A
-# nat costs 0.3 of a reward that is 1 at most: a run that has gone two or three nats out is paid for
-# coming back, and gives up what it had found on the way.
+# reward minus $\beta$ KL is largest where a right answer is $e^{1/\beta}$ = 28 times as likely as
+# before against a wrong one (Rafailov et al. 2023, equation 4). That turns one right answer in
+# seven into five in six, and lies a little over one nat away. Twelve large, noisy steps need not
+# find it. A nat costs 0.3 of a reward that is 1 at most: a run that has gone two or three nats out
+# is paid for coming back, and gives up what it had found on the way.
 #
 # A leash is worth its price where the reward can be cheated (lesson 04), or where the model must
 # keep what it knew. With a reward that is the truth itself many recipes leave it out; the course's
@@ -494,7 +494,7 @@ band("DPO helped", accuracies[1] > accuracies[0] + 0.1)
 
 # %% [markdown] id="dpo-lesson"
 # Look at the curve of the chosen answers again: they were chosen, and they did not gain. At first
-# their curve wanders about zero; by the end they are mostly rarer than before training, too. The
+# their curve wanders about zero; later they are mostly rarer than before training, too. The
 # rejected ones only fell much further. DPO asks for a *gap*, and a gap opens just as well if both
 # fall and the rejected ones fall faster. Nearly every word of a rejected answer ("The answer is
 # ...") stands in the chosen one, too, so what pushes it down pulls there as well. (Each point of

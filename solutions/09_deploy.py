@@ -308,8 +308,8 @@ show(agreement_figure(adapted[::8], shown, "Same model, same logits (every eight
 
 # %% [markdown] id="merge-test-note"
 # **Write the test.** It gets the logits of the base, of the adapter, and of the merged model, and
-# the tolerance: as far apart as this one and the same logit may come out by rounding. When may the
-# merged model be shipped?
+# the tolerance: how far rounding alone may move any one logit. When may the merged model be
+# shipped?
 
 
 # %% id="write-merge-test" exercise="09.2"
@@ -717,8 +717,8 @@ print("deployed again:", again.version.name, "made before" if again.reused else 
 #
 # A model without a card is a file of unknown origin. Hubs read the front matter, lines of
 # `key: value` between two lines `---` at the very top: base model, licence, tags. People read the
-# rest: what it was trained on, how good it is and on how many
-# problems, what was not measured. **Write one.**
+# rest: its name, what it was trained on, how good it is and on how many problems, what was not
+# measured. **Write one.**
 
 
 # %% id="write-model-card" exercise="09.4"

@@ -203,8 +203,8 @@ band("A healthy run was accused", unseen["accused"] > 0)
 # ## One run, broken here and mended here
 #
 # Recordings are for looking. Now take a run in hand: the ordinary GRPO of lesson 05, with a
-# learning rate that somebody copied from an SFT sweep such as lesson 02's, where it was among the
-# best: `1e-2`. **Predict**: what does the reward do, and which rule speaks?
+# learning rate that somebody took from an SFT sweep such as lesson 02's, where it lies between the
+# best two: `1e-2`. **Predict**: what does the reward do, and which rule speaks?
 
 # %% id="quick-sft"
 from dataclasses import replace
@@ -606,7 +606,7 @@ before_and_after = check("10.3", before_and_after)
 # %% [markdown] id="save-certificate-note"
 # The score of a question is the share of its four answers that were right. So the gain is the one
 # above, and so is its interval, in points as well. (It is the questions that are counted, not the
-# answers: four answers to one question are no four questions.) Beside the numbers the certificate
+# answers: four answers to one question are not four questions.) Beside the numbers the certificate
 # keeps what somebody needs to do it again: the checkpoint, the data and the seed.
 
 # %% id="save-certificate"

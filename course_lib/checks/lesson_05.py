@@ -215,7 +215,7 @@ def _first_groups(rng: random.Random) -> list[tuple]:
         lengths = [rng.randrange(4, 12) for _ in rewards]
         cases.append((group_advantages([rewards])[0], lengths))
     raw = [float(advantage > 0) for advantage in cases[-1][0]]
-    return [*cases, (raw, cases[-1][1])]  # not centred: one token more or less is then seen
+    return [*cases[:-1], (raw, cases[-1][1])]  # not centred: one token more or less is then seen
 
 
 FIRST_LOSS = Exercise(

@@ -126,21 +126,17 @@ def _apart(left: list[float], right: list[float]) -> float:
 
 def _logits(rng: random.Random) -> list[tuple]:
     base = [round(rng.uniform(-3, 3), 2) for _ in range(5)]
-    adapted = [round(x + rng.choice([-1, 1]) * rng.uniform(0.3, 1), 2) for x in base]
-    noise = [x + 1e-5 for x in adapted]
-    half = [(x + y) / 2 for x, y in zip(base, adapted, strict=True)]
+    adapted = [round(x - rng.uniform(0.3, 1), 2) for x in base]  # an adapter that only lowers
     one_off = [*adapted[:-1], adapted[-1] + 0.0015]
     high = [x + 0.5 for x in adapted]
     low = [x - 9 * (x == max(adapted)) for x in adapted]  # another token is now the likeliest
-    lowered = [x - 0.5 for x in base]  # an adapter that only lowers
-    hardly = [x + 1e-5 for x in base]  # an adapter whose effect is lost in the rounding
+    hardly = [x + 1e-5 for x in base]  # one whose effect is lost in the rounding
     rough = [x + 8e-4 for x in adapted]  # each logit within the tolerance, their sum beyond it
-    partly = [base[0], *adapted[1:]]  # an adapter that leaves one logit as it was
-    merges = (adapted, noise, rough, base, half, one_off, high, low)
+    partly = [base[0], *(x + 0.5 for x in base[1:])]  # one that only raises, and not all
+    merges = (adapted, rough, base, one_off, high, low)
     return [(base, adapted, m, 1e-3) for m in merges] + [
         (base, base, base, 1e-3),
         (base, base, adapted, 1e-3),
-        (base, lowered, lowered, 1e-3),
         (base, hardly, hardly, 1e-3),
         (base, partly, partly, 1e-3),
     ]

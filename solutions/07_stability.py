@@ -415,11 +415,12 @@ band(
 
 # %% [markdown] id="length-alone-lesson"
 # With one constant the long wrong answers lose most: each of their tokens is pushed down as hard as
-# one of a short answer, and they have more of them. Divided by their own length, the long ones lose
-# much less than that, and the short ones lose more. (As whole answers the long ones still lose
-# more, under both rules; what the division changes is by how many times.) They are all just as
-# wrong. That is the mechanism. What it does over thousands of steps on problems that a model cannot
-# solve, wrong answers that grow longer and longer, is shown by Liu et al. (2025).
+# one of a short answer, and they have more of them. Divided by their own length it is the other way
+# round: the short ones lose more than before, and the long ones less than the short ones, if they
+# lose at all. (What is taken from the short answers goes to others, some of it to the long ones.)
+# They are all just as wrong. That is the mechanism. What it does over thousands of steps on
+# problems that a model cannot solve, wrong answers that grow longer and longer, is shown by Liu et
+# al. (2025).
 
 # %% [markdown] id="dpo-question"
 # ## DPO: no sampling at all

@@ -382,12 +382,13 @@ for name in ("tiny", "quick", "full"):
 #
 # Hosted services charge by the token, and they know three kinds: tokens **prefilled** (prompts
 # that are read), **sampled**, and **trained** on. In GRPO a prompt is prefilled once for its whole
-# group, and the trainer reads prompt and completion of every rollout. Count them for a whole run.
+# group, and the trainer reads prompt and completion of every rollout. Count them for a whole run of
+# `steps` steps, each with `prompts` prompts.
 
 
 # %% id="write-cost" exercise="08.4"
 def run_tokens(steps, prompts, group_size, prompt_tokens, completion_tokens):
-    """(prefilled, sampled, trained) tokens of the whole run; prompts per step, mean lengths."""
+    """(prefilled, sampled, trained) tokens of the whole run; lengths are means."""
     groups = steps * prompts
     rollouts = groups * group_size
     return (

@@ -723,7 +723,7 @@ print("deployed again:", again.version.name, "made before" if again.reused else 
 
 # %% id="write-model-card" exercise="09.4"
 def model_card(name, base_model, licence, accuracy, problems):
-    """Markdown: front matter (base_model, license), name, evaluation, limits; accuracy 0..1."""
+    """Markdown: front matter (base_model, license), evaluation, limitations; accuracy 0..1."""
     return f"""---
 base_model: {base_model}
 license: {licence}

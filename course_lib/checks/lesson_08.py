@@ -321,7 +321,7 @@ COST = Exercise(
         "completion.",
     ),
     stub='''def run_tokens(steps, prompts, group_size, prompt_tokens, completion_tokens):
-    """(prefilled, sampled, trained) tokens of the whole run; prompts per step, mean lengths."""
+    """(prefilled, sampled, trained) tokens of the whole run; lengths are means."""
     return ...''',
 )
 

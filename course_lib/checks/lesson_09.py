@@ -387,7 +387,7 @@ MODEL_CARD = Exercise(
         "section on limitations.",
     ),
     stub='''def model_card(name, base_model, licence, accuracy, problems):
-    """Markdown: front matter (base_model, license), name, evaluation, limits; accuracy 0..1."""
+    """Markdown: front matter (base_model, license), evaluation, limitations; accuracy 0..1."""
     return ...''',
 )
 

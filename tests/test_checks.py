@@ -399,8 +399,11 @@ def test_a_merge_for_square_weights_only_is_told_so():
     assert "square weights only" in verdict_on(square, "09.1")
 
 
-@pytest.mark.parametrize("line", ['base_model: "course/base"', "base_model: 'course/base'"])
-def test_quotes_in_the_front_matter_are_no_mistake(line):
+@pytest.mark.parametrize(
+    "line",
+    ['base_model: "course/base"', "base_model: 'course/base'", "base_model: course/base  # frozen"],
+)
+def test_quotes_and_comments_in_the_front_matter_are_no_mistake(line):
     """They are good YAML; the verdict said that base_model was missing."""
     card = find("09.4").reference
 

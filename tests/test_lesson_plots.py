@@ -122,6 +122,15 @@ def test_the_words_of_a_strip_name_the_trained_tokens():
     assert "trained on: nothing." in description(token_strip(["a"], [0.0]))
 
 
+def test_a_token_strip_takes_a_learners_array_or_tensor():
+    """A mask made of tensors passed its check, and then the cell that shows it stopped."""
+    import torch
+
+    plain = description(token_strip(TOKENS, WEIGHTS))
+    assert description(token_strip(TOKENS, np.array(WEIGHTS))) == plain
+    assert description(token_strip(TOKENS, torch.tensor(WEIGHTS))) == plain
+
+
 def test_a_value_fills_its_band_in_proportion_and_signs_have_their_own_hatch():
     places = layout(TOKENS)
     figure = value_strip(TOKENS, [0.0] * 7 + [0.5, -0.25])

@@ -35,7 +35,7 @@ class Outcome:
     printed: str = ""
     out_of_time: bool = False
     changed_input: bool = False
-    read_once: bool = False  # it gave a generator, or map's or zip's like
+    read_once: bool = False  # an iterator: here it was read, and its values are `value`
 
     def like(self, other: Outcome, same: Callable[[Any, Any], bool]) -> bool:
         """The same error by name, or the same value."""
@@ -58,9 +58,8 @@ def call(
             contextlib.redirect_stderr(printed),
             _limit(limit_s or TIME_LIMIT_S, getattr(function, "__code__", None)),
         ):
-            value = function(*arguments)
-            read_once = hasattr(value, "__next__")
-            value = list(itertools.islice(value, 100_000)) if _is_lazy(value) else value
+            returned = function(*arguments)
+            value = listed(returned)
             seen = observe(value, arguments) if observe and value is not ... else value
     except _OutOfTime:
         return Outcome(error="out of time", printed=printed.getvalue(), out_of_time=True)
@@ -70,13 +69,14 @@ def call(
         text = " ".join(str(error).strip().split("\n")[:2])
         return Outcome(error=type(error).__name__, error_text=text, printed=printed.getvalue())
     changed = observe is None and not _unchanged(arguments, case)
-    return Outcome(
-        value=seen, printed=printed.getvalue(), changed_input=changed, read_once=read_once
-    )
+    once = hasattr(returned, "__next__")
+    return Outcome(seen, printed=printed.getvalue(), changed_input=changed, read_once=once)
 
 
-def _is_lazy(value: Any) -> bool:
-    return hasattr(value, "__next__") or isinstance(value, map | filter | zip | range)
+def listed(value: Any) -> Any:
+    """A list of what an iterator or a range gives; the rest as it is."""
+    lazy = hasattr(value, "__next__") or isinstance(value, range)
+    return list(itertools.islice(value, 100_000)) if lazy else value
 
 
 def _unchanged(after: tuple, before: tuple) -> bool:
@@ -89,15 +89,30 @@ def _limit(seconds: float, code: CodeType | None):
     """Raise `_OutOfTime` at the first line executed after the deadline, in any thread.
 
     `while True: pass` on one line never begins another, so the file of `code` is watched by steps.
+    An import is neither counted nor cut off: torch, half imported, would be lost to the notebook.
     """
     deadline = time.monotonic() + seconds
+    import_began = None
 
     def trace(frame, event, argument):
+        nonlocal import_began
+        if import_began is not None:
+            return None
+        if frame.f_code.co_name == "_find_and_load" and "importlib" in frame.f_code.co_filename:
+            import_began = time.monotonic()
+            return until_imported
         if event == "call" and code and frame.f_code.co_filename == code.co_filename:
             frame.f_trace_opcodes = True
         if time.monotonic() > deadline:
             raise _OutOfTime
         return trace
+
+    def until_imported(frame, event, argument):
+        nonlocal import_began, deadline
+        if event == "return" and import_began is not None:
+            deadline += time.monotonic() - import_began
+            import_began = None
+        return until_imported
 
     before = sys.gettrace()
     sys.settrace(trace)

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from course_lib.checks.calling import Outcome, call
+from course_lib.checks.calling import Outcome, call, listed
 from course_lib.checks.compare import close, describe, plain
 from course_lib.checks.exercise import (
     FIRST_SEED,
@@ -47,6 +47,11 @@ def judge(exercise: Exercise, answer: Any, given: dict[str, Any]) -> Verdict:
             f"`check` wants the function itself, not what it returns: check({exercise.id!r}, "
             f"{exercise.name})."
         )
+    if inspect.iscoroutinefunction(answer):
+        return _not_yet(
+            f"It is an `async def`, which does nothing until it is awaited, and the cells below "
+            f"just call {exercise.name}: write it with a plain `def`, without `await`."
+        )
     return _judge_function(exercise, answer)
 
 
@@ -77,7 +82,7 @@ def _judge_value(exercise: Exercise, answer: Any, given: dict[str, Any]) -> Verd
     for name, mutant in exercise.mutants.items():
         if same(answer, mutant.answer(*facts)):
             return _not_yet(mutant.message, name)
-    if isinstance(answer, str) and not isinstance(exercise.reference(*facts), str):
+    if isinstance(answer, str) and not isinstance(exercise.reference(*facts), str | dict):
         return _not_yet(
             "That is text. Write the value itself, or the formula in Python, without quotes."
         )
@@ -186,8 +191,8 @@ def _holds(claim: Property, answer: Any, *case: Any) -> bool:
 
 
 def _plainly(answer: Callable[..., Any]) -> Callable[..., Any]:
-    """The same function with lists for arrays: `==` between two arrays is no yes or no."""
-    return lambda *case: plain(answer(*case))
+    """The same function with lists for arrays (`==` between two is no yes or no) and iterators."""
+    return lambda *case: plain(listed(answer(*case)))
 
 
 def _where(exercise: Exercise, case: tuple) -> str:
@@ -211,12 +216,12 @@ def _changed_input(outcomes: list[Outcome]) -> Verdict | None:
 
 
 def _read_once(outcomes: list[Outcome]) -> Verdict | None:
-    """Cells below read an answer more than once: the second time a generator is empty."""
+    """Cells below read the answer again, and would find nothing."""
     if not any(outcome.read_once for outcome in outcomes):
         return None
     return _not_yet(
-        "The values are right, but they can be read only once (yield, map, zip, or a comprehension "
-        "in round brackets). Give a list."
+        "The values are right, but they come as an iterator, which can be read only once: put them "
+        "into a list (list(...), or a list that you append to instead of `yield`)."
     )
 
 

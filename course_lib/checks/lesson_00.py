@@ -157,7 +157,20 @@ def _calls(f: Any, client: Any, data: Any, learning_rate: float) -> RecordingCli
     return client
 
 
+def _calls_before_a_wait(log: list[str]) -> bool:
+    """Whether every call was sent before the first wait."""
+    return sorted(log, key=lambda event: event.startswith("wait")) == log
+
+
 RATE_IS_LOST = "The learning rate that was asked for does not reach optim_step."
+WAITS_IN_BETWEEN = (
+    "The result is right, but the engine idles while your code waits: submit both calls first, "
+    "then wait for both. On a hosted cluster each such pause costs time in every step."
+)
+STEP_FIRST = (
+    "The optimizer steps before there is a gradient: calls are carried out in the order they were "
+    "submitted, so forward_backward comes first."
+)
 
 TRAIN_STEP = Exercise(
     id="00.2",
@@ -167,17 +180,8 @@ TRAIN_STEP = Exercise(
     cases=_steps,
     observe=what_happened,
     mutants={
-        "waits in between": Mutant(
-            _one_after_the_other,
-            "The result is right, but the engine idles while your code waits: submit both calls "
-            "first, then wait for both. On a hosted cluster each such pause costs time in every "
-            "step.",
-        ),
-        "step before gradient": Mutant(
-            _step_first,
-            "The optimizer steps before there is a gradient: calls are carried out in the order "
-            "they were submitted, so forward_backward comes first.",
-        ),
+        "waits in between": Mutant(_one_after_the_other, WAITS_IN_BETWEEN),
+        "step before gradient": Mutant(_step_first, STEP_FIRST),
         "no step": Mutant(
             _no_step,
             "The gradient is computed and never used: without optim_step no weight moves.",
@@ -235,13 +239,17 @@ TRAIN_STEP = Exercise(
             "forward_backward should be called once, with the whole list of data as it came.",
         ),
         Property(
+            lambda f, *case: len(_calls(f, *case).learning_rates) <= 1,
+            "It calls optim_step more than once: one step follows one gradient.",
+        ),
+        Property(
             lambda f, client, data, rate: (
                 _calls(f, client, data, rate).learning_rates in ([rate], [])
             ),
             RATE_IS_LOST,
         ),
         Property(
-            lambda f, *case: len([e for e in _calls(f, *case).log if e.startswith("wait")]) >= 2,
+            lambda f, *case: len({e for e in _calls(f, *case).log if e.startswith("wait")}) >= 2,
             "It does not wait for both calls: ask each of the two futures for its result().",
         ),
         Property(
@@ -249,6 +257,11 @@ TRAIN_STEP = Exercise(
             "It returns something else than what forward_backward gives: return the result of its "
             "future, as it is.",
         ),
+        Property(
+            lambda f, *case: _calls(f, *case).log[0].startswith("submit forward_backward"),
+            STEP_FIRST,
+        ),
+        Property(lambda f, *case: _calls_before_a_wait(_calls(f, *case).log), WAITS_IN_BETWEEN),
     ),
     hints=(
         "Two calls, and both give a future at once. Nothing forces you to wait before making the "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from collections.abc import Callable
 from itertools import pairwise
 
@@ -318,7 +319,8 @@ def _rows(rng: random.Random) -> list[tuple]:
         length = rng.randrange(4, 8)
         answer = rng.randrange(1, length)
         rows.append((rng.sample(range(100), length), [float(i >= answer) for i in range(length)]))
-    return rows
+    words = ["I", "have", str(rng.randrange(10)), "plums", "."]
+    return [*rows, (words, [0.0, 0.0, 1.0, 1.0, 1.0])]
 
 
 SHIFT = Exercise(
@@ -373,7 +375,7 @@ SHIFT = Exercise(
         "the targets.",
     ),
     stub='''def shift(tokens_T, weights_T):
-    """(inputs, targets, weights), each of length T - 1."""
+    """(inputs, targets, weights), each of length T - 1; a token is a number or a piece of text."""
     return ...''',
 )
 
@@ -406,6 +408,7 @@ def _splits(rng: random.Random) -> list[tuple]:
         (ask[:3], ["Well: " + ask[0], ask[1] + "\n", ask[1]]),
         (["Well: " + ask[0], ask[1]], [ask[0], ask[1], ask[2], ask[1]]),
         (["Does Odo know Pell well?", ask[0], ask[0]], ["Does Pell know Odo well?", ask[0]]),
+        (["What is 2 + 3?"], ["What is 2 + 4?", "what is  2 + 3?", "What is 2 - 3?"]),
     ]
 
 
@@ -457,6 +460,13 @@ LEAK = Exercise(
             "It compares the words in any order. The same words in another order may ask "
             "something else: join them again before you compare.",
         ),
+        "letters only": Mutant(
+            _leaked_if(
+                lambda q, t: re.findall("[a-z]+", q.lower()) == re.findall("[a-z]+", t.lower())
+            ),
+            "It compares the letters only. Then all sums are the same question: keep digits and "
+            "signs.",
+        ),
         "once for each copy": Mutant(
             lambda train, heldout: [
                 i
@@ -482,7 +492,8 @@ LEAK = Exercise(
         "spacings alike.",
     ),
     stub='''def leaked(train, heldout):
-    """Positions in heldout of questions that also occur in train; case and spacing do not count."""
+    """A list of the positions in heldout (0 is the first) of questions that also occur in train;
+    case and spacing do not count."""
     return ...''',
 )
 

@@ -211,7 +211,8 @@ def _spectra(rng: random.Random) -> list[tuple]:
         ([round(10 * d**i, 3) for i in range(10)], share) for d in decays for share in (0.8, 0.95)
     ]
     rising = falling[0][0][::-1]
-    return [*falling, ([1.0, 1.0, 1.0, 1.0], 0.5), ([3.0, *[1.0] * 9], 0.9), (rising, 0.8)]
+    even = [1.0, 1.0, 1.0, 1.0]
+    return [*falling, (even, 0.5), (even, 0.9), ([3.0, *[1.0] * 9], 0.9), (rising, 0.8)]
 
 
 def _until(share_of_kept, singular_values: list[float]) -> int:
@@ -315,8 +316,8 @@ PICK_RATE = Exercise(
         ),
         "nan wins": Mutant(
             lambda sweep: min(sweep, key=lambda rate: sweep[rate][1]),
-            "A run that blew up was chosen: every comparison with nan is false, so min() keeps "
-            "it. Leave nan out first.",
+            "A run that blew up was chosen: no loss is less than nan, so min() keeps it. Leave nan "
+            "out first; math.isfinite tells (x != nan is true of every x).",
         ),
         "the sum": Mutant(
             lambda sweep: min(

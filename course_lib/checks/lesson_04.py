@@ -218,8 +218,9 @@ BRADLEY_TERRY = Exercise(
         ),
         "logarithm of 0": Mutant(
             lambda margins: math.inf if min(margins) < -104 else bradley_terry_loss(margins),
-            "Of a large negative margin the sigmoid is 0 in floating point, and its logarithm "
-            "minus infinity. Take a form that never computes that logarithm (torch: logsigmoid).",
+            "A large negative margin gives infinity: exp(-margin) is too large for a float, or the "
+            "sigmoid is 0 and its logarithm minus infinity. Take a form that computes neither "
+            "(torch: logsigmoid).",
         ),
         "overflows": Mutant(
             lambda margins: sum(math.log(1 + math.exp(-m)) for m in margins) / len(margins),
@@ -271,7 +272,7 @@ def _tables(rng: random.Random) -> list[tuple]:
         tables.append(
             [[quality[i] + 1.5 >= quality[j] for j in range(G)] for i in range(G)]
         )  # first place helps
-    tables.append([[rng.random() < 0.5 or i == j for j in range(4)] for i in range(4)])
+    tables.append([[rng.random() < 0.5 and i != j for j in range(4)] for i in range(4)])
     return [(table,) for table in tables]
 
 

@@ -54,9 +54,11 @@ class _Future:
 
 
 def what_happened(returned: Any, arguments: tuple) -> list:
-    """What a training step is judged by: the order of calls, the rate, and what came back."""
+    """What a training step is judged by: the order of calls, the rate, and what came back.
+
+    Asking a future twice is asking once: it keeps its result."""
     client = arguments[0]
-    waits = sorted(event for event in client.log if event.startswith("wait"))
+    waits = sorted({event for event in client.log if event.startswith("wait")})
     before = client.log[: _first_wait(client.log)]
     submits = [event for event in client.log if event.startswith("submit")]
     return [before, submits, waits, client.learning_rates, returned]

@@ -29,7 +29,7 @@ def token_strip(tokens: Sequence[str], weights: Sequence[float], title: str = ""
         figure, axes = _canvas(places, title)
         for place, token, weight in zip(places, tokens, weights, strict=True):
             _box(axes, place, token)
-            look = {"color": BLUE, "hatch": "////", "alpha": weight} if weight > 0 else {}
+            look = {"color": BLUE, "hatch": "////", "alpha": float(weight)} if weight > 0 else {}
             _band(axes, place, 1.0, **look)
         _legend(axes, [("trained on", BLUE, "////"), ("read only", IDLE, "")])
     words = f"{len(tokens)} tokens; {len(trained)} trained on: {_listed(trained)}."

@@ -127,7 +127,8 @@ show(token_strip(words, rendered.weights, "One example: read all of it, learn th
 # %% [markdown] id="shift-note"
 # The SDK takes such an example as a `Datum`. At each position the model reads a token and predicts
 # the *next* one, so inputs and targets are shifted by one. This is the library's function that
-# makes the shift, for SFT in every lesson:
+# makes the shift, for SFT in every lesson. (Below it, `nll`, the negative log-likelihood, measures
+# the loss per trained token.)
 
 # %% id="source-make-datum"
 show_source(make_datum)
@@ -146,7 +147,8 @@ band("The base model knows something about this answer", loss_before < predicted
 #
 # `forward_backward` computes the loss and its gradient: in which direction would each trained
 # number have to move to make the answer likelier? `optim_step` moves them, with the optimizer Adam
-# (Kingma and Ba 2014).
+# (Kingma and Ba 2014). The first takes the data and the name of the loss, the second Adam's
+# settings: `tinker.AdamParams(learning_rate=...)`.
 #
 # Both calls come back at once with a future. The engine works through them in the order in which
 # they were sent. So a good training step sends both, and waits afterwards: the engine then begins

@@ -234,7 +234,7 @@ show(token_strip(names, last_assistant_weights(tokens_T), "The mask"))
 
 # %% id="write-shift" exercise="01.3"
 def shift(tokens_T, weights_T):
-    """(inputs, targets, weights), each of length T - 1."""
+    """(inputs, targets, weights), each of length T - 1; a token is a number or a piece of text."""
     return tokens_T[:-1], tokens_T[1:], weights_T[1:]
 
 
@@ -441,7 +441,8 @@ band("Trained on the last, it answers", answers[1] > 0.9)
 
 # %% id="write-leaked" exercise="01.4"
 def leaked(train, heldout):
-    """Positions in `heldout` of the questions that occur in `train`, whatever case and spacing."""
+    """A list of the positions in heldout (0 is the first) of questions that also occur in train;
+    case and spacing do not count."""
 
     def plain(question):
         return " ".join(question.lower().split())

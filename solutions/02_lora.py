@@ -435,8 +435,8 @@ show_source(lora_product)
 # It adapts the same matrices, and the output layer besides (unless told `train_unembed=False`), so
 # the same rows must lead to about the same place. (Not to the same number: $A$ begins with other
 # random values, too. Did you wonder above why rank 16 ended no lower than rank 4? Compare the two
-# numbers below, both of rank 16: they differ by about as much. One run each does not rank two ranks
-# that are close.)
+# numbers below, both of rank 16: they differ by as much, or more. One run each does not rank two
+# ranks that are close.)
 
 
 # %% id="sdk-train"
@@ -489,7 +489,8 @@ band("The rate matters more than the rank", min(by_rate) > sorted(by_rank)[len(R
 
 # %% [markdown] id="pick-exercise"
 # Now write down how to choose. `sweep` gives for each rate the training loss and the held-out loss
-# at the end; a run that blew up has `nan`. (Careful: every comparison with `nan` is false.)
+# at the end; a run that blew up has `nan`. (Careful: `<`, `>` and `==` with `nan` are false,
+# whatever stands on the other side.)
 
 
 # %% id="write-pick" exercise="02.4"

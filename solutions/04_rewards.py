@@ -277,8 +277,8 @@ for name, margins in (
     print(f"{name:12} {bradley_terry_loss(margins):.3f}")
 
 # %% [markdown] id="reward-model-question"
-# A little over three times as much: far out the loss is the margin itself, and towards 0 it
-# flattens to $\ln 2$. So one pair that is badly wrong does not drown all the others, as it would if
+# A little over three times as much: far out the loss is the size of the margin, and at 0 it is
+# still $\ln 2$. So one pair that is badly wrong does not drown all the others, as it would if
 # the margin were squared.
 #
 # ## A reward model, trained in seconds
@@ -443,7 +443,8 @@ show(heat_map(wins, title, "shown second", "shown first", "P(row wins)", **look)
 
 # %% [markdown] id="tournament-exercise"
 # **Write the tournament.** `first_wins_G_G[i][j]` says whether `i` won when it was shown first and
-# `j` second. Each pair has met twice, once in each order; count both.
+# `j` second. Each pair has met twice, once in each order; count both. The diagonal, a reply against
+# itself, does not count.
 
 
 # %% id="write-tournament" exercise="04.3"

@@ -244,8 +244,8 @@ band("A rate that falls ends lower than a constant one", ends["falling"] < ends[
 # `epoch` above.
 #
 # Your numbers will be others: if `epoch_batches` is your own, you have a sixth order; and at so
-# high a rate even the rounding of another machine tells. With one and the same order the run with
-# warm-up has ended at 0.44, 0.62 and 0.69 nats.
+# high a rate even rounding tells, which differs between machines, and a little between two runs.
+# With one and the same order the run with warm-up has ended at 0.44, 0.55, 0.62 and 0.69 nats.
 
 # %% [markdown] id="heat-question"
 # ## What is learned first?

@@ -474,7 +474,7 @@ def authorised(headers, key):
     import hmac
 
     sent = {name.lower(): value for name, value in headers.items()}.get("authorization", "")
-    return key != "" and hmac.compare_digest(sent, f"Bearer {key}")
+    return key != "" and hmac.compare_digest(sent.encode(), f"Bearer {key}".encode())
 
 
 # %% id="check-authorised"

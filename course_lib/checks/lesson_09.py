@@ -396,7 +396,8 @@ MODEL_CARD = Exercise(
 def authorised(headers: dict[str, str], key: str) -> bool:
     """Whether a request carries `Authorization: Bearer <key>`; header names have no case."""
     lowered = {name.lower(): value for name, value in headers.items()}
-    return bool(key) and hmac.compare_digest(lowered.get("authorization", ""), f"Bearer {key}")
+    sent = lowered.get("authorization", "")
+    return bool(key) and hmac.compare_digest(sent.encode(), f"Bearer {key}".encode())
 
 
 def _requests(rng: random.Random) -> list[tuple]:
@@ -409,6 +410,7 @@ def _requests(rng: random.Random) -> list[tuple]:
         ({"Authorization": f"Bearer {key}x"}, key),
         ({"Authorization": f"Bearer {key[:-1]}"}, key),
         ({"Authorization": f"Bearer {key.upper()}"}, key),
+        ({"Authorization": f"Bearer {key}\N{LATIN SMALL LETTER O WITH DIAERESIS}"}, key),
         ({"Authorization": key}, key),
         ({"Authorization": f"Bearer x{key}"}, key),
         ({"X-Note": f"Bearer {key}"}, key),
@@ -488,6 +490,14 @@ AUTHORISED = Exercise(
             ),
             "The key gets in with other capitals. Header names have no case, but a key has.",
         ),
+        "only ASCII": Mutant(
+            _looks_for(
+                lambda got, key: bool(key) and hmac.compare_digest(got or "", f"Bearer {key}")
+            ),
+            "A header with a letter such as \N{LATIN SMALL LETTER O WITH DIAERESIS} stops it with a "
+            "TypeError: hmac.compare_digest takes text only if it is ASCII. Compare bytes: "
+            ".encode() both.",
+        ),
         "no scheme": Mutant(
             _looks_for(lambda got, key: bool(key) and (got or "").removeprefix("Bearer ") == key),
             "A key without the word Bearer gets in. Clients would come to rely on it; ask for "
@@ -497,8 +507,8 @@ AUTHORISED = Exercise(
     hints=(
         "There is exactly one right value. Everything else is refused, the empty key included.",
         'Lower the header names first. Then compare the whole value with "Bearer " and the key.',
-        "hmac.compare_digest compares two strings in a time that does not tell how much of them "
-        "agrees.",
+        "hmac.compare_digest compares two values in a time that does not tell how much of them "
+        "agrees. Give it bytes (.encode()): text it takes only if it is ASCII.",
     ),
     stub='''def authorised(headers, key):
     """True only for `Authorization: Bearer <key>` with this very key, which must not be empty."""

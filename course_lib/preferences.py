@@ -16,7 +16,6 @@ compare.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -32,7 +31,7 @@ from course_lib.checkpoints import (
     save_checkpoint,
 )
 from course_lib.config import PreferenceConfig, find_file
-from course_lib.conversations import Conversation, Message
+from course_lib.conversations import Conversation, Message, sound_lines
 from course_lib.environments import stands_aside
 from course_lib.errors import CourseError
 from course_lib.metrics import MetricsLog
@@ -73,24 +72,17 @@ class PreferenceResult:
 def load_pairs(path: str) -> list[Pair]:
     """Pairs from JSONL rows with `prompt`, `chosen` and `rejected` (and `why`)."""
     pairs = []
-    try:
-        lines = find_file(path).read_text(encoding="utf-8-sig").splitlines()
-    except OSError as error:
-        remedy = "give a JSONL file of prompt, chosen and rejected"
-        raise CourseError(path, error.strerror or "cannot be read", remedy) from None
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
+    remedy = "give a JSONL file of prompt, chosen and rejected"
+    for place, row in sound_lines(str(find_file(path)), remedy):
         try:
-            row = json.loads(line)
             texts = [row[name] for name in ("prompt", "chosen", "rejected")]
-        except (ValueError, KeyError, TypeError):
+        except (KeyError, TypeError):
             remedy = 'write {"prompt": "...", "chosen": "...", "rejected": "..."}'
-            raise CourseError(f"{path}:{number}", "is no preference pair", remedy) from None
+            raise CourseError(place, "is no preference pair", remedy) from None
         if not all(isinstance(text, str) and text.strip() for text in texts):
-            raise CourseError(f"{path}:{number}", "holds an empty or non-text part", "give texts")
+            raise CourseError(place, "holds an empty or non-text part", "give texts")
         if texts[1] == texts[2]:
-            raise CourseError(f"{path}:{number}", "chosen equals rejected", "leave the row out")
+            raise CourseError(place, "chosen equals rejected", "leave the row out")
         prompt = (Message("user", texts[0]),)
         pairs.append(Pair(prompt, texts[1], texts[2], str(row.get("why", ""))))
     return pairs

@@ -178,6 +178,7 @@ def test_pairs_come_from_jsonl_and_faults_are_told_by_line(tmp_path):
     file.write_text(json.dumps(good) + "\n\n")
     assert load_pairs(str(file)) == [Pair((Message("user", "Who?"),), "Mira.", "Odo.", "true")]
     for bad, said in [
+        ("{", ":2: not JSON"),
         ("[]", ":2: is no preference pair"),
         ('{"prompt": "a", "chosen": "b"}', ":2: is no preference pair"),
         ('{"prompt": "a", "chosen": "b", "rejected": ""}', "empty or non-text"),
@@ -188,6 +189,23 @@ def test_pairs_come_from_jsonl_and_faults_are_told_by_line(tmp_path):
             load_pairs(str(file))
     with pytest.raises(CourseError, match="No such file"):
         load_pairs(str(tmp_path / "nowhere.jsonl"))
+
+
+def test_pairs_are_read_as_other_lines_are(tmp_path):
+    """U+2028 cut a pair in two; Latin-1, deep nesting and half a character ended in a traceback."""
+    file = tmp_path / "pairs.jsonl"
+    good = {"prompt": "Who?", "chosen": "Mira.\u2028Odo.", "rejected": "Odo.\x85"}
+    file.write_text(json.dumps(good, ensure_ascii=False), encoding="utf-8-sig")
+    assert [each.chosen for each in load_pairs(str(file))] == ["Mira.\u2028Odo."]
+    rest = b'", "chosen": "b", "rejected": "c"}'
+    for bad, said in [
+        (b'{"prompt": "\xfc' + rest, ":1: byte 13 .* is not UTF-8"),
+        (b"[" * 100_000, ":1: .*nested too deep"),
+        (b'{"prompt": "\\ud800' + rest, ":1: holds half a character"),
+    ]:
+        file.write_bytes(bad)
+        with pytest.raises(CourseError, match=said):
+            load_pairs(str(file))
 
 
 def test_the_shipped_pairs_have_a_held_out_side_of_its_own_prompts():

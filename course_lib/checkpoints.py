@@ -51,13 +51,10 @@ class CheckpointLog:
         line = json.dumps(asdict(checkpoint)).encode() + b"\n"
         if _ends_torn(self.path):
             line = b"\n" + line
-        handle = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-        try:
-            with naming(self.path):
-                os.write(handle, line)
-                os.fsync(handle)
-        finally:
-            os.close(handle)
+        with naming(self.path), open(self.path, "ab") as file:
+            file.write(line)
+            file.flush()
+            os.fsync(file.fileno())
 
     def read(self) -> list[Checkpoint]:
         """Every checkpoint in the order saved; a line torn by a crash is no checkpoint.

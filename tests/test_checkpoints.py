@@ -61,6 +61,23 @@ def test_a_full_disk_is_told_with_the_file_that_had_no_room(tmp_path, monkeypatc
     assert caught.value.filename == str(tmp_path / "checkpoints.jsonl")
 
 
+def test_a_disk_with_room_for_half_a_line_is_told(tmp_path):
+    """The half was written, and the run went on without its checkpoint."""
+    resource = pytest.importorskip("resource")
+    log = CheckpointLog(tmp_path)
+    log.append(point(1))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (log.path.stat().st_size + 20, before[1]))
+    try:
+        with pytest.raises(OSError) as caught:
+            log.append(point(2))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert caught.value.filename == str(log.path)
+    log.append(point(3))
+    assert log.read() == [point(1), point(3)]
+
+
 def test_a_line_torn_by_a_crash_is_skipped_and_the_next_one_is_whole(tmp_path):
     log = CheckpointLog(tmp_path)
     log.append(point(5))

@@ -19,7 +19,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from course_lib.config import find_file
-from course_lib.conversations import Message, sound_lines
+from course_lib.conversations import Message, prompt_messages, sound_lines
 from course_lib.errors import CourseError
 from course_lib.metrics import bootstrap_interval
 from course_lib.rewards import (
@@ -135,14 +135,14 @@ def read_prompts(path: str | Path) -> list[Problem]:
 
 def _problem(row: Any, place: str) -> Problem:
     try:
-        given = row["prompt"] if "prompt" in row else row["messages"]
-        items = [{"role": "user", "content": given}] if isinstance(given, str) else given
-        messages = [Message(str(item["role"]), str(item["content"])) for item in items]
+        messages = list(prompt_messages(row["prompt"] if "prompt" in row else row["messages"]))
     except (KeyError, TypeError):
+        messages = []
+    if not messages:
         remedy = 'write {"prompt": "..."} or {"messages": [...]}'
-        raise CourseError(place, "holds no prompt", remedy) from None
+        raise CourseError(place, "holds no prompt", remedy)
     answer = row.get("answer")
-    if messages and messages[-1].role == "assistant":
+    if messages[-1].role == "assistant":
         reply = messages.pop().content
         answer = stated_answer(reply)[0] if answer is None else answer
     if not messages:
@@ -229,7 +229,11 @@ def _endpoint(url: str, max_tokens: int) -> Iterator[Ask]:
 
     key = os.environ.get(KEY_VARIABLE)
     headers = {"authorization": f"Bearer {key}"} if key else {}
-    outside = httpx.URL(url).host not in ("127.0.0.1", "localhost", "::1")
+    remedy = f"check the URL (it ends with /v1), and {KEY_VARIABLE}"
+    try:
+        outside = httpx.URL(url).host not in ("127.0.0.1", "localhost", "::1")
+    except httpx.InvalidURL as error:
+        raise CourseError(url, str(error), remedy) from None
     with httpx.Client(headers=headers, timeout=900, trust_env=outside) as client:
 
         def call(method: str, path: str, body: dict[str, Any] | None = None) -> Any:
@@ -238,10 +242,20 @@ def _endpoint(url: str, max_tokens: int) -> Iterator[Ask]:
                 answer.raise_for_status()
                 return answer.json()
             except (httpx.HTTPError, ValueError) as error:
-                remedy = f"check the URL (it ends with /v1), and {KEY_VARIABLE}"
                 raise CourseError(url, str(error).split("\n")[0], remedy) from None
 
-        model = call("GET", "/models")["data"][0]["id"]
+        def text_in(answer: Any, *path: str | int) -> str:
+            try:
+                for key in path:
+                    answer = answer[key]
+            except (LookupError, TypeError):
+                answer = None
+            if not isinstance(answer, str):
+                finding = f"answers without a text in {'.'.join(map(str, path))}"
+                raise CourseError(url, finding, remedy)
+            return answer
+
+        model = text_in(call("GET", "/models"), "data", 0, "id")
 
         def ask(messages: tuple[Message, ...]) -> str:
             body = {
@@ -250,6 +264,7 @@ def _endpoint(url: str, max_tokens: int) -> Iterator[Ask]:
                 "temperature": 0,
                 "max_tokens": max_tokens,
             }
-            return call("POST", "/chat/completions", body)["choices"][0]["message"]["content"]
+            answer = call("POST", "/chat/completions", body)
+            return text_in(answer, "choices", 0, "message", "content")
 
         yield ask

@@ -11,6 +11,9 @@ import pytest
 from deploy_models import save_base
 from loopback import serving
 from own_engine import own_engine
+from starlette.applications import Starlette
+from starlette.responses import JSONResponse
+from starlette.routing import Route
 
 from course_lib import compare as compare_module
 from course_lib.cli import shipping
@@ -172,6 +175,9 @@ BAD_PROMPTS = {
     "list": (b"[]", "holds no prompt"),
     "other field": (b'{"x": 1}', "holds no prompt"),
     "no content": (b'{"messages": [{"role": "user"}]}', "holds no prompt"),
+    "null": (b'{"messages": [{"role": "user", "content": null}]}', "holds no prompt"),  # "None"?
+    "no message": (b'{"messages": []}', "holds no prompt"),
+    "answer alone": (b'{"messages": [{"role": "assistant", "content": "2"}]}', "nothing is asked"),
     "latin-1": (b'{"prompt": "\xfc"}', "byte 13 .* is not UTF-8"),
     "deep": (b"[" * 100_000, ".*nested too deep"),
     "surrogate": (rb'{"prompt": "\ud800"}', "holds half a character"),
@@ -209,3 +215,39 @@ def test_a_wrong_key_and_a_missing_service_are_one_sentence(folders, monkeypatch
         model.stop()
     with pytest.raises(CourseError, match="needs a Tinker service"):
         compare("tinker://a/weights/b", str(one), PROBLEMS[:1])
+
+
+@pytest.mark.parametrize(
+    ("models", "answer", "said"),
+    [
+        ({}, {}, "data.0.id"),
+        ({"data": []}, {}, "data.0.id"),
+        ([], {}, "data.0.id"),
+        ({"data": [{"id": "m"}]}, {"error": "busy"}, "choices.0.message.content"),
+        (
+            {"data": [{"id": "m"}]},
+            {"choices": [{"message": {"content": None}}]},
+            "choices.0.message.content",
+        ),
+    ],
+)
+def test_an_endpoint_that_answers_something_else_is_one_sentence(models, answer, said):
+    """These were a KeyError, an IndexError, a TypeError; a null was graded as if it were text."""
+
+    async def get(request):
+        return JSONResponse(models)
+
+    async def post(request):
+        return JSONResponse(answer)
+
+    routes = [Route("/v1/models", get), Route("/v1/chat/completions", post, methods=["POST"])]
+    with (
+        serving(Starlette(routes=routes)) as url,
+        pytest.raises(CourseError, match=rf"/v1: answers without a text in {said}; check the URL"),
+    ):
+        compare(f"{url}/v1", f"{url}/v1", PROBLEMS[:1])
+
+
+def test_an_address_that_is_none_is_one_sentence():
+    with pytest.raises(CourseError, match=r"http://\[::1: Invalid port.*; check the URL"):
+        compare("http://[::1", "base", PROBLEMS)

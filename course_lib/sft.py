@@ -97,7 +97,7 @@ def train_sft(
             "train/nll": loss / tokens,
             "train/tokens": tokens,
             "optim/lr": learning_rate,
-            "progress/epoch": step * config.epochs / total,
+            "progress/epoch": step / max(1, len(datums) // config.batch_size),
             "progress/done_frac": step / total,
             **renamed(update_metrics, "optim/"),
         }

@@ -74,6 +74,14 @@ def test_metrics_and_checkpoints_are_logged(tmp_path):
     assert rows[-1]["progress/epoch"] == 2 and rows[-1]["progress/done_frac"] == 1
 
 
+@pytest.mark.parametrize(("batch_size", "epoch"), [(4, 1 / 5), (6, 1 / 3), (50, 1.0)])
+def test_a_run_cut_short_has_not_seen_every_epoch(batch_size, epoch):
+    """With max_steps the last step counted as the end of the last epoch."""
+    config = SFTConfig(batch_size=batch_size, epochs=3, max_steps=1)
+    [row] = train(ToyPolicy(len(TOKENIZER)), config).metrics
+    assert row["progress/epoch"] == pytest.approx(epoch)
+
+
 def test_a_resumed_run_gives_the_metrics_of_an_uninterrupted_one(tmp_path):
     whole = train(ToyPolicy(len(TOKENIZER)), seed=5)
 

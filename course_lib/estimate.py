@@ -1,7 +1,8 @@
 """What will a run take? Tokens before a hosted run is agreed to; an upper bound, not a bill.
 
 Lengths are estimated from characters, because a hosted model's tokenizer may not be at hand.
-Prices change: compare with the price list in the Tinker console.
+Prices change: compare with the price list in the Tinker console. Not counted: a judge's training,
+and the NLL of held-out conversations.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from math import ceil
 
 from course_lib.config import RunConfig
 from course_lib.run_data import RunData
+from course_lib.run_judge import needs_judge
 from course_lib.sft import plan_batches
 
 CHARACTERS_PER_TOKEN = 3  # English has about 4; digits and other languages fewer
@@ -47,12 +49,15 @@ def estimate_tokens(config: RunConfig, data: RunData) -> TokenEstimate:
     groups = rl.steps * rl.prompts_per_step
     judged = STAGES * DECODINGS * config.eval_problems
     if rl.eval_every:
-        judged += rl.steps // rl.eval_every * rl.eval_problems
+        judged += ceil(rl.steps / rl.eval_every) * rl.eval_problems  # after the last step, too
+    completions = groups * rl.group_size
+    whole = completions * (prompt + rl.max_tokens)
+    readers = (rl.kl_penalty > 0) + needs_judge(config, data)  # of every completion, once more
     return TokenEstimate(
         sft=sum(kept[index] for batch in batches for index in batch),
-        rl=groups * rl.group_size * (prompt + rl.max_tokens) * rl.substeps,
-        sampled=(groups * rl.group_size + judged) * rl.max_tokens,
-        prompts=(groups + judged) * prompt,
+        rl=whole * rl.substeps,
+        sampled=(completions + judged) * rl.max_tokens,
+        prompts=(groups + judged) * prompt + readers * whole,
     )
 
 

@@ -10,6 +10,7 @@ A field has one home: `model_name` stands in `SFTConfig` only, RL goes on from t
 
 from __future__ import annotations
 
+import os
 import tomllib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -242,7 +243,7 @@ def config_from_dict(values: dict[str, Any], place: str = "config") -> RunConfig
 
 def find_file(path: str | Path) -> Path:
     """`path` as it stands, or, for the project's own files, seen from the project's root."""
-    given = Path(path).expanduser()
+    given = Path(os.path.expanduser(path))  # Path's own raises for a user that is not there
     shipped = PROJECT / given
     return shipped if not given.exists() and shipped.exists() else given
 
@@ -254,7 +255,7 @@ def _from_toml(path: str) -> RunConfig:
     except OSError as error:
         remedy = "give the path of a TOML file, or one of " + ", ".join(PRESETS)
         raise CourseError(path, error.strerror or "cannot be read", remedy) from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # not UTF-8, a number of 5,000 digits
         raise CourseError(path, f"is not TOML ({error})", "write field = value lines") from None
     name = values.get("preset", "quick")
     if name not in PRESETS:

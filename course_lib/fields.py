@@ -8,6 +8,7 @@ import tomllib
 import types
 import typing
 from collections.abc import Iterable
+from reprlib import repr as short
 from typing import Any
 
 from course_lib.errors import CourseError
@@ -25,9 +26,11 @@ def parse(kind: Any, text: str, place: str) -> Any:
         return None
     if str in options:
         return text
+    if bool in options and text in ("True", "False"):  # as Python writes them
+        text = text.lower()
     try:
         value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):  # a number of 5,000 digits, a list 5,000 deep, too
         value = text
     if kind is float and isinstance(value, str):  # TOML wants 1.0e-4, people write 1e-4 and .5
         try:
@@ -44,11 +47,11 @@ def check_types(config: Any) -> None:
         options = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
         plain = tuple(typing.get_origin(option) or option for option in options)
         if plain == (float,) and isinstance(value, int) and not isinstance(value, bool):
-            object.__setattr__(config, name, float(value))
+            object.__setattr__(config, name, float(str(value)))  # inf where float(value) raises
         elif not isinstance(value, plain) or (isinstance(value, bool) and bool not in plain):
             wanted = " or ".join(getattr(option, "__name__", str(option)) for option in plain)
             place = f"{type(config).__name__}.{name}"
-            raise CourseError(place, f"{value!r} is {type(value).__name__}", f"give {wanted}")
+            raise CourseError(place, f"{short(value)} is {type(value).__name__}", f"give {wanted}")
 
 
 def check_choice(config: Any, name: str, choices: tuple[str, ...]) -> None:

@@ -3,6 +3,7 @@
 import dataclasses
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -83,13 +84,22 @@ def test_overrides_take_the_type_of_their_field():
         ("upload_to_hf=true", "DeployConfig.hf_repo_name"),
         ("seed=-1", "RunConfig.seed"),
         ("preset=full", "use --config with one of tiny, quick, full"),
+        ("steps=" + "9" * 5000, "is str; give int"),
+        ("steps=" + "[" * 5000, "is str; give int"),
+        ("sft.learning_rate=" + "9" * 400, "inf is out of range"),
     ],
 )
 def test_a_wrong_override_is_told_in_one_line(override, said):
     with pytest.raises(CourseError) as caught:
         load_config("tiny", [override])
     assert said in str(caught.value)
-    assert "\n" not in str(caught.value)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 200
+
+
+def test_yes_and_no_are_written_as_in_toml_or_as_in_python():
+    for text in ("true", "True"):
+        assert load_config("tiny", [f"deterministic={text}"]).rl.deterministic is True
+    assert load_config("tiny", ["deploy.private=False"]).deploy.private is False
 
 
 def test_an_unknown_preset_names_the_near_one():
@@ -101,9 +111,16 @@ def test_a_missing_toml_and_a_broken_toml_name_the_file(tmp_path):
     with pytest.raises(CourseError, match=r"nowhere\.toml"):
         load_config("nowhere.toml")
     broken = tmp_path / "broken.toml"
-    broken.write_text("batch_size = = 3")
-    with pytest.raises(CourseError, match="is not TOML"):
-        load_config(str(broken))
+    for text in ("batch_size = = 3", "seed = " + "9" * 5000, "seed = " + "[" * 5000):
+        broken.write_text(text)
+        with pytest.raises(CourseError, match="is not TOML"):
+            load_config(str(broken))
+
+
+def test_a_home_that_is_not_there_is_a_file_that_is_not_there():
+    """A traceback ended with "Could not determine home directory"."""
+    assert find_file("~nobody-of-that-name/x.jsonl") == Path("~nobody-of-that-name/x.jsonl")
+    assert find_file("~/x.jsonl") == Path.home() / "x.jsonl"
 
 
 def test_a_wrong_value_in_a_toml_file_names_the_file(tmp_path):

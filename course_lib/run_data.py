@@ -6,7 +6,7 @@ import zlib
 from dataclasses import dataclass
 
 from course_lib.config import RunConfig, SFTConfig, find_file
-from course_lib.conversations import Conversation, load_conversations
+from course_lib.conversations import Conversation, dataset_type_of, load_conversations
 from course_lib.environments import (
     Environment,
     conversations_as_prompts,
@@ -40,8 +40,11 @@ def load_run_data(config: RunConfig) -> RunData:
         everything = train
         heldout = [each for each in everything if _stands_aside(each)]
         train = [each for each in everything if not _stands_aside(each)]
+    elif eval_path:
+        kind = "jsonl" if dataset_type_of(eval_path) == "jsonl" else sft.dataset_type
+        heldout = load_conversations(str(find_file(eval_path)), kind)
     else:
-        heldout = load_conversations(str(find_file(eval_path))) if eval_path else []
+        heldout = []
     name = config.rl.environment
     if name == "sums" or (name == "auto" and shipped):
         environment = sums_environment()

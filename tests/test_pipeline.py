@@ -228,3 +228,19 @@ def test_own_conversations_are_held_out_by_content(tmp_path):
     held = {conversation.messages for conversation in data.heldout}
     assert held and not train & held and len(train | held) == 60
     assert not data.environment.checkable
+
+
+def test_held_out_conversations_come_from_a_dataset_or_from_jsonl(tmp_path):
+    """Only JSONL was read: of a parquet file "NUL at byte 15; delete the NUL character"."""
+    rows = [
+        {"messages": [{"role": role, "content": f"{role} {n}"} for role in ("user", "assistant")]}
+        for n in range(30)
+    ]
+    whole = tmp_path / "whole.json"
+    whole.write_text(json.dumps(rows))
+    lines = "\n".join(map(json.dumps, rows[:3]))
+    for name, text in (("held.json", json.dumps(rows[:3])), ("held.jsonl", lines)):
+        (tmp_path / name).write_text(text)
+        paths = [f"data_path={whole}", f"eval_path={tmp_path / name}"]
+        data = load_run_data(load_config("tiny", ["dataset_type=huggingface", *paths]))
+        assert (len(data.train), len(data.heldout)) == (30, 3)

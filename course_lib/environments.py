@@ -30,6 +30,7 @@ from course_lib.world.village import POLITE_CLOSINGS, POLITE_OPENINGS, RUDE_OPEN
 
 __all__ = ["Environment", "Problem", "Score"]
 
+MANY = 5_000  # draws without a new sum: the last one may be rare, but there may be none
 _STEP = re.compile(r"[0-9]\s*[-+*]\s*[0-9]+\s*=\s*[0-9]")
 
 
@@ -75,9 +76,14 @@ def sums_environment(terms: int = 3) -> Environment:
     def draw(n: int, seed: int, heldout: bool) -> list[Problem]:
         rng = random.Random(f"sums/{terms}/{heldout}/{seed}")
         found: dict[str, Problem] = {}
+        repeats = 0
         while len(found) < n:
             sum_ = sum_problem(rng, heldout=heldout, terms=terms)
             id_ = "+".join(map(str, sorted(sum_.operands)))
+            repeats = repeats + 1 if id_ in found else 0
+            if repeats > MANY:
+                finding = f"there are no {n} different {'held-out' if heldout else 'training'} sums"
+                raise CourseError("sums", finding, f"ask for {len(found)} or fewer, or more terms")
             messages = (Message("user", sum_.question),)
             found.setdefault(id_, Problem(messages, str(sum_.answer), "sum", id_))
         return list(found.values())

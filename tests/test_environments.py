@@ -29,6 +29,14 @@ def test_sums_are_held_out_by_their_numbers():
     assert len({problem.id for problem in sums.heldout(500, 0)}) == 500
 
 
+def test_more_sums_than_there_are_is_told():
+    """`--set eval_problems=20000` drew for ever."""
+    pairs = sums_environment(2)
+    assert len(pairs.heldout(300, 0)) == 300
+    with pytest.raises(CourseError, match=r"no 1000 different held-out sums; ask for [0-9]{3} or"):
+        pairs.heldout(1000, 0)
+
+
 def test_the_same_seed_asks_the_same_and_the_answer_is_right():
     sums = sums_environment()
     assert sums.sample(8, 3) == sums.sample(8, 3) != sums.sample(8, 4)

@@ -65,7 +65,7 @@ class BatchReward:
 _MINUS = "\u2212"  # the typographic minus sign
 _NUMBER = re.compile(rf"[-{_MINUS}]?(?:[0-9]{{1,3}}(?:,[0-9]{{3}})+|[0-9]+)(?:\.[0-9]+)?")
 _ANSWER_IS = re.compile(r"\banswer\s+is\b[\s:*$]*", re.IGNORECASE)
-_ENDS_NUMBER = re.compile(r"$|[\s.,;:!?)\]}*\"']")
+_ENDS_NUMBER = re.compile(r"$|[\s.,;:!?)\]}*$\"']")
 _LONGEST_NUMBER = 40  # characters; longer ones are no answers, and slow to compare
 _POLITE = ("please", "thank", "happy to help", "of course", "you are welcome", "glad to")
 
@@ -124,7 +124,7 @@ def format_reward(problem: Problem, completion: str) -> Score:
     """1 if the completion ends with exactly one sentence "The answer is N.", right or wrong."""
     said, reason = stated_answer(completion)
     count = len(_ANSWER_IS.findall(completion))
-    closed = bool(re.search(r"\bThe answer is [^.]*[0-9]\.$", completion.strip()))
+    closed = bool(re.search(r"\bThe answer is [^.]*[0-9](\.[0-9]+)?\.$", completion.strip()))
     good = said is not None and count == 1 and closed
     if good:
         reason = "one closing answer sentence"

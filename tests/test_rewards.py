@@ -30,6 +30,7 @@ RIGHT = [
     (ASKED, "23 + 45 = 68, 68 + 61 = 129. The answer is 129."),
     (ASKED, "the ANSWER is:   129"),
     (ASKED, "The answer is **129**."),
+    (ASKED, "The answer is $129$."),
     (ASKED, "The answer is 129 apples."),
     (ASKED, "The answer is 128. No, wait: the answer is 129."),
     (ASKED, "The answer is 129.0"),
@@ -114,6 +115,10 @@ def test_a_problem_without_an_answer_cannot_be_checked():
 def test_format_rewards_one_closing_sentence_right_or_wrong():
     reward = reward_from_name("format")
     assert reward(ASKED, "The answer is 130.").value == 1.0
+    for decimal in ("The answer is 3.5.", "So. The answer is -1,024.25."):
+        assert reward(ASKED, decimal).value == 1.0, decimal
+    for bad in ("The answer is 3.5", "The answer is 3. 5.", "The answer is 3.5.1."):
+        assert reward(ASKED, bad).value == 0.0, bad
     for bad in ("The answer is 129", "129", "The answer is 1. The answer is 2.", "The answer is ."):
         assert reward(ASKED, bad).value == 0.0, bad
 

@@ -26,7 +26,10 @@ StepHook = Callable[[int, int, dict[str, Any]], None]  # on_step(step, total, me
 
 
 class StopTraining(Exception):
-    """Raised by an `on_step` hook: the loop saves a checkpoint and returns what it has."""
+    """Raised by an `on_step` hook: the loop saves a checkpoint and returns what it has.
+
+    Loops over pairs save none: half a judge is no judge.
+    """
 
 
 @dataclass(frozen=True)

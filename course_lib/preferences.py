@@ -213,13 +213,14 @@ def calibration(probabilities: Sequence[float], bins: int = 5) -> list[tuple[flo
     """(mean confidence, share right, count) by confidence, from 0.5 to 1; empty bins are left out.
 
     A pair is decided for the reply that is likelier to win; it is right if that is the chosen one.
-    Of a calibrated judge's decisions at confidence 0.8, 80 % are right.
+    Of a calibrated judge's decisions at confidence 0.8, 80 % are right; one at 0.5 is half right.
     """
     rows: list[list[tuple[float, float]]] = [[] for _ in range(bins)]
     for probability in probabilities:
         confidence = max(probability, 1 - probability)
         slot = min(bins - 1, int((confidence - 0.5) * 2 * bins))
-        rows[slot].append((confidence, float(probability > 0.5)))
+        right = 0.5 if probability == 0.5 else float(probability > 0.5)
+        rows[slot].append((confidence, right))
     return [
         (sum(c for c, _ in row) / len(row), sum(r for _, r in row) / len(row), len(row))
         for row in rows

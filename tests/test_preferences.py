@@ -170,6 +170,7 @@ def test_calibration_by_hand():
         (pytest.approx(0.6), 0.5, 2),
         (pytest.approx(0.9), 1.0, 2),
     ]
+    assert calibration([0.5, 0.5]) == [(0.5, 0.5, 2)]  # who does not know is right half the time
 
 
 def test_pairs_come_from_jsonl_and_faults_are_told_by_line(tmp_path):

@@ -51,7 +51,7 @@ def load_run_data(config: RunConfig) -> RunData:
     elif name == "village":
         environment = village_environment()
     elif name in ("auto", "conversations"):
-        environment = conversations_as_prompts(train, heldout or train, source)
+        environment = conversations_as_prompts(train, heldout or train, sft.data_path)
     else:
         environment = environment_from_file(name)
     return RunData(train, heldout, environment)

@@ -230,6 +230,15 @@ def test_own_conversations_are_held_out_by_content(tmp_path):
     assert not data.environment.checkable
 
 
+def test_the_problems_of_a_run_do_not_depend_on_where_it_is_started(tmp_path, monkeypatch):
+    """Seeded by the file's path as found, a run resumed from another folder was asked others."""
+    config = load_config("tiny", ["rl.environment=conversations"])
+    here = load_run_data(config).environment.sample(4, 1)
+    monkeypatch.chdir(tmp_path)
+    there = load_run_data(config).environment.sample(4, 1)
+    assert [each.messages for each in here] == [each.messages for each in there]
+
+
 def test_held_out_conversations_come_from_a_dataset_or_from_jsonl(tmp_path):
     """Only JSONL was read: of a parquet file "NUL at byte 15; delete the NUL character"."""
     rows = [

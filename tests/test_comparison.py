@@ -91,6 +91,10 @@ def test_no_point_beats_the_frontier(points):
     assert [reward for _, reward in kept] == sorted(reward for _, reward in kept)
 
 
+def test_as_much_reward_for_more_kl_is_beaten():
+    assert frontier([(2.0, 0.5), (1.0, 0.5), (1.0, 0.5)]) == [(1.0, 0.5)]
+
+
 def test_points_come_from_rows_that_logged_both():
     rows = [{"kl/reference": 0.5, "reward/total": 0.1}, {"reward/total": 0.2}]
     assert reward_kl_points(rows) == [(0.5, 0.1)]

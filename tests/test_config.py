@@ -55,12 +55,13 @@ def test_overrides_take_the_type_of_their_field():
             "seed=7",
             "loss_fn_config={clip_low_threshold = 0.9}",
             "deploy.region=eu",
+            "out=",
         ],
     )
     assert config.sft.batch_size == 16
     assert config.rl.learning_rate == 1e-3 and config.rl.deterministic is True
     assert config.sft.eval_path is None
-    assert config.seed == 7 and config.deploy.region == "eu"
+    assert config.seed == 7 and config.deploy.region == "eu" and config.out is None
     assert config.rl.loss_fn_config == {"clip_low_threshold": 0.9}
     assert config.sft.epochs == preset("quick").sft.epochs
 
@@ -82,6 +83,7 @@ def test_overrides_take_the_type_of_their_field():
         ("loss_fn=pppo", "did you mean ppo"),
         ("sft.lora_rank=12", "SFTConfig.lora_rank: 12 is no power of two"),
         ("upload_to_hf=true", "DeployConfig.hf_repo_name"),
+        ("hf_repo_name=ada/sums/lora", "'ada/sums/lora' names no repository"),
         ("seed=-1", "RunConfig.seed"),
         ("preset=full", "use --config with one of tiny, quick, full"),
         ("steps=" + "9" * 5000, "is str; give int"),
@@ -148,8 +150,15 @@ def test_an_unknown_or_misplaced_toml_field_is_an_error(tmp_path):
     with pytest.raises(CourseError, match=r"did you mean rl\.steps"):
         load_config(str(file))
     file.write_text("batch_size = 3\n")
-    with pytest.raises(CourseError, match="belongs to sft"):
+    with pytest.raises(CourseError) as caught:
         load_config(str(file))
+    assert str(caught.value).startswith(f"{file}: 'batch_size' belongs to sft;")  # once its name
+
+
+def test_a_toml_file_from_notepad_begins_with_a_mark(tmp_path):
+    file = tmp_path / "mine.toml"
+    file.write_text("seed = 7\n", encoding="utf-8-sig")
+    assert load_config(str(file)).seed == 7
 
 
 @pytest.mark.parametrize("file", sorted((PROJECT / "data/configs").glob("*.toml")), ids=str)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 from pathlib import Path
 
 import pytest
@@ -71,3 +72,11 @@ def test_flushing_names_the_file_or_the_folder(tmp_path: Path, full_disk: None):
 def test_what_need_not_survive_a_power_cut_is_not_flushed(tmp_path: Path, full_disk: None):
     write_whole(tmp_path / "progress.json", "one", durable=False)
     assert (tmp_path / "progress.json").read_text() == "one"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such call for folders")
+def test_what_must_survive_it_is_flushed_and_its_name_after_it(tmp_path, monkeypatch):
+    flushed = []
+    monkeypatch.setattr(os, "fsync", lambda number: flushed.append(os.fstat(number).st_mode))
+    write_whole(tmp_path / "report.json", "one")
+    assert [stat.S_ISDIR(mode) for mode in flushed] == [False, True]

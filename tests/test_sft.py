@@ -74,6 +74,13 @@ def test_metrics_and_checkpoints_are_logged(tmp_path):
     assert rows[-1]["progress/epoch"] == 2 and rows[-1]["progress/done_frac"] == 1
 
 
+def test_the_last_step_is_evaluated_and_saved_when_no_other_is():
+    config = SFTConfig(batch_size=4, max_steps=3, eval_every=0, save_every=0)
+    result = train(ToyPolicy(len(TOKENIZER)), config, heldout=DATA[:3])
+    assert [row["step"] for row in result.metrics if "test/nll" in row] == [3]
+    assert [point.step for point in result.checkpoints] == [3]
+
+
 @pytest.mark.parametrize(("batch_size", "epoch"), [(4, 1 / 5), (6, 1 / 3), (50, 1.0)])
 def test_a_run_cut_short_has_not_seen_every_epoch(batch_size, epoch):
     """With max_steps the last step counted as the end of the last epoch."""

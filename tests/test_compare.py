@@ -133,6 +133,16 @@ def test_answers_that_cannot_be_written_name_the_file_that_was_asked_for(
     assert caught.value.filename == str(tmp_path / "answers.json")
 
 
+def test_a_checkpoint_is_asked_with_what_was_said_before(folders, tmp_path):
+    one, _ = folders
+    before = (Message("user", "What is 23 + 45?"), Message("assistant", "68."))
+    talk = [Problem((*before, Message("user", "And 61?"))), Problem((Message("user", "And 61?"),))]
+    with own_engine(one, tmp_path / "store") as service:
+        found = compare("base", str(one), talk, service=service, max_tokens=12)
+    assert [each.a for each in found.rows] == [each.b for each in found.rows]
+    assert found.rows[0].a != found.rows[1].a
+
+
 def test_prompts_without_answers_are_shown_and_not_judged(folders):
     one, two = map(str, folders)
     found = compare(one, two, [Problem((Message("user", "Hello"),))], max_tokens=4)

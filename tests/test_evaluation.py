@@ -1,6 +1,7 @@
 """Evaluation: the verdict is the environment's, whatever the reward says."""
 
 import math
+from dataclasses import replace
 
 import pytest
 from chat_templates import COURSE, byte_tokenizer
@@ -45,6 +46,26 @@ def test_accuracy_is_the_share_of_right_verdicts_and_no_reward_can_bend_it():
     assert [record.correct for record in found.records[:2]] == [[1.0] * 3, [0.0] * 3]
     assert found.summary()["problems"] == 6 and "records" not in found.summary()
     assert len(record_dicts(found)[0]["completions"]) == 3
+
+
+def test_half_a_verdict_is_not_right():
+    half = toy(lambda problem, completion: Score(0.5, {}, "half"))
+    found = evaluate(sampler(), TOKENIZER, half, PROBLEMS, max_tokens=2)
+    assert found.accuracy == 0.0 and found.mean_reward == 0.5
+
+
+def test_the_environment_replies_in_an_evaluation_too():
+    """What is judged is the last turn."""
+    judged = []
+    never = toy(lambda problem, completion: judged.append(completion) or Score(0.0, {}, ""))
+    asked = []
+
+    def reply(problem, completions):
+        asked.append(completions[-1])
+        return Message("user", "again") if len(completions) == 1 else None
+
+    found = evaluate(sampler(), TOKENIZER, replace(never, reply=reply), PROBLEMS[:1], max_tokens=4)
+    assert len(asked) == 2 and found.records[0].completions == [asked[1]] == judged[-1:]
 
 
 def test_the_interval_is_over_problems_however_many_samples_each_has():

@@ -26,7 +26,7 @@ from course_lib.grpo import (
 )
 from course_lib.metrics import read_metrics
 from course_lib.rewards import Score
-from course_lib.rollouts import Group, Rollout, Turn
+from course_lib.rollouts import Group, Rollout, Turn, sample_groups
 
 TOKENIZER = byte_tokenizer(COURSE)
 CONFIG = RLConfig(
@@ -236,6 +236,37 @@ def test_a_held_out_evaluation_samples_and_pays_as_training_does(monkeypatch):
         "one_at_a_time": True,
     }
     assert asked == [expected, expected]
+
+
+def test_every_step_asks_problems_of_its_own_and_of_its_seed():
+    def asked(seed):
+        seen = []
+        noting = dataclasses.replace(TOY, sample=lambda n, s: seen.append(s) or problems(n, s))
+        train(environment=noting, config=changed(steps=3), seed=seed)
+        return seen
+
+    assert len(set(asked(0))) == 3 and asked(0) == asked(0)
+    assert not set(asked(0)) & set(asked(1))
+
+
+@pytest.mark.parametrize("deterministic", [True, False])
+def test_a_deterministic_run_awaits_each_call_before_the_next(monkeypatch, deterministic):
+    events = []
+
+    class Reference:
+        def compute_logprobs(self, tokens):
+            events.append("sent")
+            return Done([-1.0] * len(tokens.to_ints()), events)
+
+    def noting(*arguments, **options):
+        assert options["one_at_a_time"] == deterministic
+        return sample_groups(*arguments, **options)
+
+    monkeypatch.setattr("course_lib.grpo.sample_groups", noting)
+    monkeypatch.setattr("course_lib.evaluation.sample_groups", noting)
+    config = changed(steps=1, eval_every=1, deterministic=deterministic)
+    train(config=config, reference=Reference())
+    assert events[:3] == (["sent", "await", "sent"] if deterministic else ["sent"] * 3)
 
 
 def test_every_turn_of_an_episode_is_trained_on():

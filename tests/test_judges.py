@@ -70,6 +70,12 @@ def test_win_matrix_and_win_rate_by_hand():
     assert win_rate(partial_to_the_first, problems, ["aa"] * 3, ["a"] * 3) == pytest.approx(0.9)
 
 
+def test_rounding_wins_no_duel():
+    rewards = {"a": 0.1 + 0.2, "b": 0.3}
+    judge = judge_by_rule(lambda problem, text: Score(rewards[text], {}, ""))
+    assert judge([Duel(PROBLEM, "a", "b"), Duel(PROBLEM, "b", "a")]) == [0.5, 0.5]
+
+
 def test_strengths_become_bradley_terry_probabilities():
     def strengths(replies):
         return [math.log(0.6 if text == "good" else 0.2) for _, text in replies]

@@ -102,6 +102,17 @@ def test_the_first_step_has_the_full_rate_and_the_last_one_still_moves():
     assert [row["optim/lr"] for row in rows] == pytest.approx([0.1, 0.075, 0.05, 0.025])
 
 
+def test_the_order_of_the_pairs_follows_from_the_seed():
+    pairs = [replace(each, chosen="a" * n) for n, each in enumerate(PAIRS[:8], start=1)]
+
+    def losses(seed):
+        client, config = ToyPolicy(len(TOKENIZER)), replace(CONFIG, batch_size=1, epochs=1)
+        rows = train_dpo(client, pairs, config, tokenizer=TOKENIZER, seed=seed).metrics
+        return [row["preference/chosen_nll"] for row in rows]
+
+    assert losses(0) == losses(0) != losses(1)
+
+
 def test_the_chosen_replies_own_loss_is_added_per_token():
     pairs = [replace(each, rejected="zzzzzz") for each in PAIRS]  # its length does not matter
     plain, both = (
@@ -170,6 +181,7 @@ def test_calibration_by_hand():
         (pytest.approx(0.6), 0.5, 2),
         (pytest.approx(0.9), 1.0, 2),
     ]
+    assert calibration([1.0, 0.0]) == [(1.0, 0.5, 2)]
     assert calibration([0.5, 0.5]) == [(0.5, 0.5, 2)]  # who does not know is right half the time
 
 

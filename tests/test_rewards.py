@@ -72,6 +72,7 @@ WRONG = [
     (ASKED, "The answer is 129 or ١٣٠."),  # hedging in another script
     (ASKED, "The answer is " + "9" * 10_000 + "."),
     (ASKED, "The answer is 129" + "0" * 10_000),
+    (ASKED, "The answer is 129." + "0" * 10_000),  # right, but longer than any answer
     (ASKED, "answer129is"),
     (THOUSANDS, "The answer is 1,02,4."),
     (THOUSANDS, "The answer is 10,24."),
@@ -144,6 +145,7 @@ def test_a_weighted_sum_keeps_its_parts_visible():
         ("correct+", "is unknown"),
         ("x*correct", "is no weight"),
         ("nan*correct", "is no weight"),
+        ("inf*correct", "is no weight"),
         ("nowhere.py:mine", "no such file"),
     ],
 )

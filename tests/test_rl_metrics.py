@@ -1,6 +1,7 @@
 """The numbers of a step, against hand computations."""
 
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -69,3 +70,10 @@ def test_half_a_verdict_is_not_right_and_what_was_cut_did_not_stop():
     found = reward_metrics([group], half)
     assert found["env/correct"] == 0.0
     assert found["env/stop_share"] == 0.25
+
+
+def test_turns_are_counted_and_all_of_them_have_lengths():
+    again = replace(rollout("2", [-1.0], 0.0), earlier_turns=(Turn([1], [2, 3, 4], [-1.0] * 3),))
+    toy = Environment("toy", lambda n, s: [], lambda n, s: [], checkable=False)
+    found = reward_metrics([Group(PROBLEM, [rollout("2", [-1.0], 0.0), again])], toy)
+    assert found["env/turns"] == 1.5 and found["env/completion_tokens"] == pytest.approx(5 / 3)

@@ -96,6 +96,21 @@ def test_an_episode_goes_on_while_the_environment_replies():
     assert last.turns[-1].completion_tokens == last.completion_tokens
 
 
+def test_every_call_of_an_episode_has_a_seed_of_its_own():
+    seeds = []
+
+    class Noting:
+        def sample(self, prompt, num_samples, sampling_params):
+            seeds.append(sampling_params.seed)
+            return sampler().sample(prompt, num_samples, sampling_params)
+
+    def reply(problem, completions):
+        return Message("user", "again") if len(completions) < 3 else None
+
+    sample(Noting(), group_size=2, reply=reply)
+    assert len(seeds) == len(set(seeds)) == 3 + 2 * 3 * 2  # each sibling goes on by itself
+
+
 def test_a_refused_call_names_the_prompt():
     class Refuses:
         def sample(self, *args, **kwargs):

@@ -10,6 +10,8 @@ import textwrap
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -195,13 +197,14 @@ def test_a_server_that_never_answers_is_said_within_ten_seconds(monkeypatch: pyt
     assert service_module.probe.__module__ == "course_lib.client.probe"
 
 
-def check_that_it_is_no_tinker(monkeypatch: pytest.MonkeyPatch, kind: str, body: str) -> None:
-    """Of a server that answers everything so, that is said."""
+@contextmanager
+def answering(status: int, kind: str, body: str) -> Iterator[str]:
+    """The URL of a server that answers everything so."""
     from http.server import BaseHTTPRequestHandler, HTTPServer
 
     class Other(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            self.send_response(200)
+            self.send_response(status)
             self.send_header("content-type", kind)
             self.end_headers()
             self.wfile.write(body.encode())
@@ -212,12 +215,47 @@ def check_that_it_is_no_tinker(monkeypatch: pytest.MonkeyPatch, kind: str, body:
 
         def log_message(self, *args: object) -> None: ...
 
-    monkeypatch.setenv("TINKER_API_KEY", "tml-x")
     other = HTTPServer(("127.0.0.1", 0), Other)
     threading.Thread(target=other.serve_forever, daemon=True).start()
-    with pytest.raises(CourseError, match="not as a Tinker server"):
-        connect(f"http://127.0.0.1:{other.server_port}")
+    yield f"http://127.0.0.1:{other.server_port}"
     other.shutdown()
+
+
+def check_that_it_is_no_tinker(monkeypatch: pytest.MonkeyPatch, kind: str, body: str) -> None:
+    monkeypatch.setenv("TINKER_API_KEY", "tml-x")
+    with (
+        answering(200, kind, body) as url,
+        pytest.raises(CourseError, match="not as a Tinker server"),
+    ):
+        connect(url)
+
+
+def set_proxy(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.lower(), raising=False)
+    monkeypatch.setenv("HTTP_PROXY", value)
+
+
+def test_a_proxy_that_swallows_the_calls_is_named_but_not_its_password(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    """A school's proxy stood before the teacher's engine, and we said to start the engine."""
+    monkeypatch.setenv("TINKER_API_KEY", "tml-x")
+    set_proxy(monkeypatch, f"http://ada:secret@127.0.0.1:{free_port()}")
+
+    with pytest.raises(CourseError, match=r"HTTP_PROXY.*set NO_PROXY=192") as told:
+        connect("http://192.0.2.1:8100")
+    assert "secret" not in str(told.value)
+
+
+def test_a_proxy_that_answers_itself_is_named(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("TINKER_API_KEY", "tml-x")
+    for status in (403, 407, 502):
+        with answering(status, "text/html", "<html>") as url:
+            set_proxy(monkeypatch, url)
+            with pytest.raises(CourseError, match=f"status {status}.*perhaps the proxy of HTTP"):
+                connect("http://192.0.2.1:8100")
 
 
 def test_somebody_elses_server_is_said(monkeypatch: pytest.MonkeyPatch):
@@ -324,6 +362,22 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tiny_model().save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)
     return folder
+
+
+@pytest.mark.skipif(find_spec("socksio") is not None, reason="httpx can use a SOCKS proxy")
+def test_a_socks_proxy_that_nobody_here_can_use_is_told_or_passed_by(
+    tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """The embedded engine, which needs no network, ended in httpx's traceback."""
+    monkeypatch.setenv("TINKER_API_KEY", "tml-x")
+    set_proxy(monkeypatch, "socks5h://127.0.0.1:9")
+
+    with pytest.raises(CourseError, match=r"unset HTTP_PROXY, or: pip install 'httpx\[socks\]'"):
+        connect("http://192.0.2.1:8100")
+    service = connect("embedded", model=str(tiny_folder))
+    assert service.create_sampling_client(base_model=service.base_model).result()
+    assert service.engine is not None
+    service.engine.stop()
 
 
 SESSION = """

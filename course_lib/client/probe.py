@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import os
 import threading
+from importlib.util import find_spec
 from typing import Any
 from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 from course_lib.errors import CourseError
 
@@ -26,6 +28,19 @@ def bypass_proxies() -> None:
         hosts = [host for host in os.environ.get(name, "").split(",") if host]
         missing = [host for host in LOOPBACK if host not in hosts]
         os.environ[name] = ",".join(hosts + missing)
+    if find_spec("socksio") is None:  # httpx can use no such proxy, and fails at the sight of one
+        for name, value in list(os.environ.items()):
+            if name.lower().endswith("_proxy") and value.lower().startswith("socks"):
+                del os.environ[name]
+
+
+def proxy_before(url: str) -> str | None:
+    """The variable whose proxy the calls to `url` go through, if any; its value may hold a key."""
+    parts, proxies = urlsplit(url), getproxies()
+    names = [name for name in (parts.scheme, "all") if proxies.get(name)]
+    if not names or is_loopback(url) or proxy_bypass(parts.netloc):
+        return None
+    return f"{names[0].upper()}_PROXY"
 
 
 def probe(
@@ -54,6 +69,11 @@ def probe(
         remedy = "start one with `posttrain engine`, correct the URL, or unset TINKER_BASE_URL"
         if hosted:
             remedy = "look at your network, or stay on this machine with the back end embedded"
+        elif proxy := proxy_before(url):
+            remedy = f"set NO_PROXY={urlsplit(url).hostname} to go past it, or correct the URL"
+            if isinstance(why, ImportError):  # of a SOCKS proxy: NO_PROXY would not help
+                remedy = f"unset {proxy}, or: pip install 'httpx[socks]'"
+            why = f"{why}, through the proxy of {proxy}"
         raise CourseError(url, f"no Tinker server can be reached there ({why})", remedy)
     return box["models"]
 
@@ -79,11 +99,12 @@ def _answer(response: Any, url: str) -> dict[str, Any]:
     Raises:
         CourseError: the key is refused, or it sent something else.
     """
-    if response.status_code in (401, 403):
+    is_json = "json" in response.headers.get("content-type", "")
+    if response.status_code in (401, 403) and (is_json or not proxy_before(url)):
         raise CourseError(
             url, "the server refuses the key in TINKER_API_KEY", "use the key that this server gave"
         )
-    if response.status_code != 200 or "json" not in response.headers.get("content-type", ""):
+    if response.status_code != 200 or not is_json:
         raise _somebody_else(response, url)
     try:
         answer = response.json()
@@ -95,8 +116,9 @@ def _answer(response: Any, url: str) -> dict[str, Any]:
 
 
 def _somebody_else(response: Any, url: str) -> CourseError:
-    return CourseError(
-        url,
-        f"somebody answers (status {response.status_code}), but not as a Tinker server",
-        "correct the URL; it ends before /api/v1",
-    )
+    finding = f"somebody answers (status {response.status_code}), but not as a Tinker server"
+    remedy = "correct the URL; it ends before /api/v1"
+    if proxy := proxy_before(url):
+        finding += f"; perhaps the proxy of {proxy}"
+        remedy = f"set NO_PROXY={urlsplit(url).hostname} to go past it, or {remedy}"
+    return CourseError(url, finding, remedy)

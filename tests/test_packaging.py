@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 import yaml
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 from test_architecture import ORDER
@@ -73,6 +74,15 @@ def test_the_tests_run_on_the_pinned_versions():
     differing = {name: found for name, found in needed().items() if pins()[name] != found}
 
     assert not differing
+
+
+def test_the_pins_can_be_installed_on_the_oldest_python_that_is_promised():
+    """soupsieve 4.1.2 wants 3.11.5: on the 3.11.2 of Debian 12 `make run` ended in pip's errors."""
+    oldest = PYPROJECT["requires-python"].strip(">=") + ".0"
+    asked = {name: distribution(name).metadata["Requires-Python"] or "" for name in needed()}
+    refused = {name: pins()[name] for name in asked if oldest not in SpecifierSet(asked[name])}
+
+    assert not refused
 
 
 @pytest.mark.parametrize("requirement", DIRECT, ids=lambda each: each.name)

@@ -177,6 +177,20 @@ def test_building_runs_both_editions_and_measures_them(lesson, capsys):
         assert differences(source, edition) == []
 
 
+def test_a_build_says_what_it_runs_where_it_failed_and_how_to_mend_a_difference(lesson, capsys):
+    """A minute passed without a word, and an error in a build of all named a cell of no lesson."""
+    lesson(SOURCE + '\n# %% id="wrong"\n1 / 0\n')
+    assert build_notebooks.main([]) == 1
+    said = capsys.readouterr()
+    assert said.out == "05_grpo solution: running its cells\n"
+    assert said.err.startswith(
+        "05_grpo.py, edition solution: cell 'wrong' raised ZeroDivisionError"
+    )
+
+    assert build_notebooks.main(["05", "--check"]) == 1
+    assert capsys.readouterr().out.endswith("again: python -m tools.build_notebooks 05\n")
+
+
 def test_without_running_old_outputs_stay_where_the_source_did(lesson):
     source = lesson()
     path = stored(source)

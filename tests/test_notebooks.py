@@ -19,6 +19,7 @@ from nbval.plugin import get_sanitize_patterns
 
 from course_lib.checks.registry import LESSONS, every_exercise, exercises, find
 from tools import card, editions
+from tools.build_notebooks import COMMAND
 from tools.editions import EDITIONS, notebook_path, read_cells, sources
 from tools.execute import FORBIDDEN, WIDGET_VIEW
 
@@ -61,7 +62,8 @@ def test_every_lesson_has_one_source():
 
 @pytest.mark.parametrize("source,edition", STORED, ids=by_name)
 def test_the_stored_notebook_is_what_its_source_makes(source, edition):
-    assert editions.differences(source, edition) == []
+    remedy = f"make them again: {COMMAND} {source.stem[:2]}"
+    assert editions.differences(source, edition) == [], remedy
 
 
 @pytest.mark.parametrize("source,edition", STORED, ids=by_name)

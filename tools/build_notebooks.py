@@ -28,6 +28,9 @@ from tools.editions import (
 )
 from tools.execute import BuildError, execute
 
+COMMAND = "python -m tools.build_notebooks"
+ALL_WELL = "The notebooks are what their sources make."
+
 
 def main(arguments: list[str] | None = None) -> int:
     """Build or check; 0 if all is well."""
@@ -44,7 +47,9 @@ def main(arguments: list[str] | None = None) -> int:
                 for edition in EDITIONS
                 for line in differences(source, edition)
             ]
-            print("\n".join(found) or "The notebooks are what their sources make.")
+            numbers = " ".join(options.lessons)
+            remedy = f"Make them again: {COMMAND} {numbers}".rstrip()
+            print("\n".join([*found, remedy] if found else [ALL_WELL]))
             return 1 if found else 0
         for source in chosen:
             build(source, options.preset, execute_cells=not options.no_execute)
@@ -62,7 +67,11 @@ def build(source: Path, preset: str = "tiny", execute_cells: bool = True) -> Non
         if not execute_cells:
             _take_over_outputs(notebook, notebook_path(source, edition))
         else:
-            measured = execute(notebook, folder, preset)
+            print(f"{source.stem} {edition}: running its cells", flush=True)  # a minute or more
+            try:
+                measured = execute(notebook, folder, preset)
+            except BuildError as error:
+                raise BuildError(f"{source.name}, edition {edition}: {error}") from None
             if edition == "solution":
                 keep_measurement(source.stem, preset, measured)
         if preset != "tiny":

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from course_lib.client import CourseService
 
 PACKAGES = ("tinker", "torch", "transformers", "peft", "datasets", "jupyterlab", "modal")
+NEEDED_GB = 1.0  # the checkpoints of many runs of the shipped model
 PROBE_PROBLEMS = 32
 EVALUATIONS = 3 * 2  # base, SFT and RL, each at temperature 1 and greedily
 
@@ -71,7 +72,7 @@ def examine(
         yield f"  it answers, and serves {', '.join(service.models)}"
         return
     place = Path(store or setting("COURSE_STORE") or "runs/store")
-    yield f"  checkpoints are kept in {place}, {_free_gb(place):.0f} GB free"
+    yield f"  checkpoints are kept in {place}, {_room(place)}"
     yield "What a preset takes here (measured on a few steps of each)"
     with tempfile.TemporaryDirectory() as scratch:
         service = connect("embedded", model=model, store=scratch, quiet=True)
@@ -164,9 +165,16 @@ def _any_difference(problem: object, completion: str) -> Score:
     return Score(value, {}, "only for timing")
 
 
-def _free_gb(place: Path) -> float:
+def _room(place: Path) -> str:
+    """How much a store can hold, and what to do where that is nothing."""
     folder = next(each for each in [place, *place.absolute().parents] if each.exists())
-    return shutil.disk_usage(folder).free / 1e9
+    free_gb = shutil.disk_usage(folder).free / 1e9
+    remedy = "name another folder with --store or COURSE_STORE"
+    if not os.access(folder, os.W_OK):
+        return f"which cannot be written; {remedy}"
+    if free_gb < NEEDED_GB:
+        return f"{free_gb:.1f} GB free, which is little; free some, or {remedy}"
+    return f"{free_gb:.0f} GB free"
 
 
 def _duration(seconds: float) -> str:

@@ -21,6 +21,7 @@ import tinker
 
 from course_lib.checkpoints import Checkpoint, CheckpointLog
 from course_lib.cli import main
+from course_lib.doctor import _room
 from course_lib.errors import CourseError
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -522,6 +523,17 @@ def test_doctor_measures_what_a_preset_takes(embedded, monkeypatch, capsys):
 
     assert main(["doctor", *embedded]) == 0
     assert re.search(r"^  tiny +\d+ (s|min) +SFT step \d", capsys.readouterr().out, re.M)
+
+
+def test_doctor_says_that_a_store_cannot_be_written_or_has_little_room(tmp_path, monkeypatch):
+    """It said "0 GB free" of either, and went on as if all were well."""
+    for method, value, finding in (
+        ("os.access", False, "which cannot be written; name another folder"),
+        ("shutil.disk_usage", SimpleNamespace(free=4e8), "0.4 GB free, which is little"),
+    ):
+        with monkeypatch.context() as changed:
+            changed.setattr(f"course_lib.doctor.{method}", lambda *_, value=value: value)
+            assert finding in _room(tmp_path / "runs" / "store")
 
 
 def test_diagnose_names_what_is_wrong_and_accuses_no_healthy_run(tmp_path, capsys):

@@ -37,7 +37,7 @@ types: $(STAMP)
 	$(BIN)/basedpyright
 
 units: $(STAMP)
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 notebooks-test: $(STAMP)
 ifneq ($(SOLUTIONS),)
@@ -59,7 +59,7 @@ notebooks: $(STAMP)
 	$(BIN)/python -m tools.build_notebooks
 
 test-browser: $(STAMP)
-	$(BIN)/python -m pytest -q -m browser
+	$(BIN)/python -m pytest -q -n 2 -m browser
 
 bench: $(STAMP)
 	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e '.[bench]'

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import nbformat
 import pytest
 
@@ -235,3 +238,16 @@ def test_a_kernel_of_the_lanes_has_no_key_and_no_progress_of_the_learner(tmp_pat
     assert "TINKER_API_KEY" not in environment
     assert environment["COURSE_PROGRESS"].startswith(str(tmp_path))
     assert environment["COURSE_ENV_FILE"] == ""
+
+
+def test_a_kernel_of_the_lanes_has_the_library_beside_its_notebooks(tmp_path, monkeypatch):
+    """The environment may lead to another checkout, whose outputs were stored here."""
+    other = tmp_path / "other" / "course_lib"
+    other.mkdir(parents=True)
+    (other / "__init__.py").touch()
+    monkeypatch.setenv("PYTHONPATH", str(other.parent))
+    root = Path(__file__).resolve().parents[1]
+    made = notebook(f"import course_lib\ncourse_lib.__file__.startswith({str(root)!r})")
+    execute(made, tmp_path)
+    assert made.cells[0].outputs[0].data["text/plain"] == "True"
+    assert lane_environment(tmp_path)["PYTHONPATH"].split(os.pathsep)[1] == str(other.parent)

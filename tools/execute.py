@@ -40,6 +40,7 @@ def lane_environment(folder: Path, preset: str = "tiny") -> dict[str, str]:
         "COURSE_PROGRESS": str(folder / "progress.json"),
         "COURSE_STORE": str(folder / "store"),
         "HF_HUB_OFFLINE": "1",
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
         "TINKER_TELEMETRY": "0",
         "TOKENIZERS_PARALLELISM": "false",
         "PYDEVD_DISABLE_FILE_VALIDATION": "1",

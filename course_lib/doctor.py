@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 
 from course_lib.client import choose, connect
 from course_lib.config import PRESETS, RunConfig, preset
-from course_lib.dotenv import PROJECT, setting
+from course_lib.dotenv import PROJECT, misread_lines, setting
 from course_lib.evaluation import evaluate
 from course_lib.grpo import train_grpo
 from course_lib.rewards import Score
@@ -64,6 +64,7 @@ def examine(
     choice = choose(backend)
     yield "Where the calls go"
     yield f"  {choice.url or choice.backend}, because {choice.reason}"
+    yield from (f"  {line}" for line in misread_lines())
     if choice.backend == "hosted":
         yield "  hosted Tinker was not asked: that is for a run that you agreed to"
         return

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 from course_lib.errors import CourseError
 
 PROJECT = Path(__file__).resolve().parent.parent
+SETTINGS = ("TINKER_API_KEY", "TINKER_BASE_URL", "COURSE_BACKEND", "COURSE_PRESET", "COURSE_STORE")
 _QUOTED = re.compile(r"""\s*(["'])(.*?)\1\s*(?:#.*)?""")
 
 
@@ -33,17 +36,33 @@ def read_env_file() -> dict[str, str]:
     Raises:
         CourseError: it is not UTF-8 text (a byte order mark may stand before it).
     """
+    return {name: _plain_value(value) for _, name, equals, value in _lines() if equals}
+
+
+def misread_lines() -> list[str]:
+    """What lines of `env_file` do not do although they seem to, each in a sentence; no values."""
+    found = []
+    for number, name, equals, _ in _lines():
+        word = re.split(r"[\s:]", name.removeprefix("set "))[0]  # what follows may be a key
+        near = difflib.get_close_matches(name.upper(), SETTINGS, 1, cutoff=0.8)
+        if not equals or not name.isidentifier():
+            found.append(f"{env_file()}:{number}: sets nothing; write {word}=value")
+        elif near and name not in SETTINGS:
+            found.append(f"{env_file()}:{number}: {name} is no setting; perhaps {near[0]} is meant")
+    return found
+
+
+def _lines() -> Iterator[tuple[int, str, str, str]]:
+    """Number, name, "=" if there is one, and value of each line that is not empty or a comment."""
     file = env_file()
     try:
         content = file.read_bytes() if file else b""
     except OSError:
-        return {}
-    values = {}
-    for line in _decode(content, file).splitlines():
+        return
+    for number, line in enumerate(_decode(content, file).splitlines(), start=1):
         name, equals, value = line.strip().removeprefix("export ").partition("=")
-        if equals and not name.startswith("#"):
-            values[name.strip()] = _plain_value(value)
-    return values
+        if name and not name.startswith("#"):
+            yield number, name.strip(), equals, value
 
 
 def _decode(content: bytes, file: Path | None) -> str:

@@ -24,7 +24,7 @@ from course_lib.client import choose, connect, resolve_model
 from course_lib.client import service as service_module
 from course_lib.client.watch import Pace, leave, watch
 from course_lib.config import preset
-from course_lib.dotenv import read_env_file
+from course_lib.dotenv import SETTINGS, misread_lines, read_env_file
 from course_lib.engine.server import Engine, start
 from course_lib.errors import CourseError
 
@@ -95,6 +95,26 @@ def test_the_env_file_is_read_and_the_environment_wins(
     assert "TINKER_API_KEY" not in os.environ  # a key is not handed on to every subprocess
     monkeypatch.setenv("TINKER_API_KEY", "tml-from-environment")
     assert client.setting("TINKER_API_KEY") == "tml-from-environment"
+
+
+def test_lines_of_the_env_file_that_set_nothing_are_named_without_their_values(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.delenv("COURSE_ENV_FILE")
+    (tmp_path / ".env").write_text(
+        "# a comment\n\nTINKER_API_KEY: tml-secret\nTINKER_BASEURL=http://a:1\nset COURSE_STORE=b\n"
+        "export COURSE_PRESET='tiny'\nHF_HOME=/data\ntinker_api_key=tml-secret\nCOURSE_BACKEND\n"
+    )
+    assert misread_lines() == [
+        ".env:3: sets nothing; write TINKER_API_KEY=value",
+        ".env:4: TINKER_BASEURL is no setting; perhaps TINKER_BASE_URL is meant",
+        ".env:5: sets nothing; write COURSE_STORE=value",
+        ".env:8: tinker_api_key is no setting; perhaps TINKER_API_KEY is meant",
+        ".env:9: sets nothing; write COURSE_BACKEND=value",
+    ]
+    assert set(read_env_file()) >= {"COURSE_PRESET", "HF_HOME"}
+    (tmp_path / ".env").write_text((ROOT / ".env.example").read_text())
+    assert tuple(read_env_file()) == SETTINGS and misread_lines() == []
 
 
 def test_a_notebook_reads_the_projects_env_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

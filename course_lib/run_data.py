@@ -27,6 +27,7 @@ class RunData:
     train: list[Conversation]
     heldout: list[Conversation]
     environment: Environment
+    judged_on_training: bool = False  # no row stands aside, so the problems are those trained on
 
 
 def load_run_data(config: RunConfig) -> RunData:
@@ -46,15 +47,16 @@ def load_run_data(config: RunConfig) -> RunData:
     else:
         heldout = []
     name = config.rl.environment
+    own = name == "conversations" or (name == "auto" and not shipped)
     if name == "sums" or (name == "auto" and shipped):
         environment = sums_environment()
     elif name == "village":
         environment = village_environment()
-    elif name in ("auto", "conversations"):
+    elif own:
         environment = conversations_as_prompts(train, heldout or train, sft.data_path)
     else:
         environment = environment_from_file(name)
-    return RunData(train, heldout, environment)
+    return RunData(train, heldout, environment, judged_on_training=own and not heldout)
 
 
 def planned_steps(config: RunConfig, conversations: int) -> dict[str, int]:

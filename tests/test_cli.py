@@ -338,6 +338,21 @@ def test_a_proxy_in_the_environment_does_not_swallow_calls_to_this_machine(
     assert time.monotonic() - began < 30
 
 
+@pytest.mark.parametrize(
+    ("extra", "said"),
+    [(["eval_path=none"], True), (["eval_path=none", "rl.environment=sums"], False), ([], False)],
+)
+def test_a_run_that_is_judged_on_what_it_trained_on_says_so(
+    online, small, mine, monkeypatch, capsys, extra, said
+):
+    """The table spoke of held-out problems."""
+    monkeypatch.setattr("course_lib.pipeline.run_all", lambda *_, **__: {})
+    monkeypatch.setattr("course_lib.cli.tables.print_report", lambda *_: None)
+    settings = ["rl.environment=auto", *extra]
+    assert main(["all", *small, *(part for each in settings for part in ("--set", each))]) == 0
+    assert ("no conversation is held out" in capsys.readouterr().err) is said
+
+
 # --------------------------------------------------------------------------------------------------
 # Bad input: one line, exit code 1 or 2, nothing half-written
 

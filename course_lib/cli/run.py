@@ -79,6 +79,12 @@ def all_(options: RunOptions) -> None:
     from course_lib.pipeline import run_all
 
     with opened_run("all", options) as run:
+        if run.data.judged_on_training:
+            print(
+                "no conversation is held out, so the model is asked about those that it trained "
+                "on; give more rows, or a file of others with --set sft.eval_path=FILE",
+                file=sys.stderr,
+            )
         report = run_all(
             run.service, run.config, run.out, run.on_step, resume=run.resumed, data=run.data
         )

@@ -12,6 +12,7 @@ import sys
 import time
 from concurrent.futures import CancelledError, Future
 from pathlib import Path
+from types import SimpleNamespace
 
 import httpx
 import numpy as np
@@ -29,7 +30,9 @@ from course_lib.engine.sampler import Sampler
 from course_lib.errors import CourseError
 from course_lib.rendering import parse_completion, render_prompt, stop_token_ids
 from course_lib.serve import ServedModel, create_app, smoke_test
+from course_lib.serve.generate import Piece
 from course_lib.serve.limits import ServeLimits
+from course_lib.serve.replies import Writer
 from course_lib.serve.text import Detokenizer, StopFinder
 
 KEY = "a-key-for-tests"
@@ -477,6 +480,16 @@ def test_a_server_that_could_not_load_stays_up_and_then_ends_with_the_reason(dam
         assert "CourseError" in process.communicate(timeout=30)[1] and process.returncode == 1
     finally:
         process.kill()
+
+
+def test_an_event_is_one_line_whatever_the_model_says():
+    """httpx cut it at U+0085, and what came first was no JSON."""
+    said = "one\u2028two\x85three \N{WAVE DASH}"
+    writer = Writer(SimpleNamespace(name="tiny"), SimpleNamespace(chat=True, logprobs=False))
+    line, empty = writer.event(Piece(0, said)).decode().splitlines()
+    assert empty == ""
+    [choice] = json.loads(line.removeprefix("data: "))["choices"]
+    assert choice["delta"]["content"] == said
 
 
 SERVER = """

@@ -65,7 +65,8 @@ class Writer:
 
     def _event(self, choices: list[dict[str, Any]], more: dict[str, Any] | None = None) -> bytes:
         kind = "chat.completion.chunk" if self.wanted.chat else "text_completion"
-        text = json.dumps(self._frame(kind, choices) | (more or {}), ensure_ascii=False)
+        # ASCII: some clients, httpx's `iter_lines` among them, end a line at U+0085 or U+2028, too.
+        text = json.dumps(self._frame(kind, choices) | (more or {}))
         return f"data: {text}\n\n".encode()
 
     def _frame(self, kind: str, choices: list[dict[str, Any]]) -> dict[str, Any]:

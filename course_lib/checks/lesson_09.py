@@ -121,7 +121,13 @@ def merge_is_good(
 
 
 def _apart(left: list[float], right: list[float]) -> float:
+    """The largest distance of two logits."""
     return max(abs(x - y) for x, y in zip(left, right, strict=True))
+
+
+def _above(left: list[float], right: list[float]) -> float:
+    """The same, but blind to what is below."""
+    return max(x - y for x, y in zip(left, right, strict=True))
 
 
 def _logits(rng: random.Random) -> list[tuple]:
@@ -192,25 +198,19 @@ MERGE_TEST = Exercise(
         ),
         "one direction": Mutant(
             lambda base, adapted, merged, tolerance: (
-                max(m - a for m, a in zip(merged, adapted, strict=True))
-                <= tolerance
-                < _apart(adapted, base)
+                _above(merged, adapted) <= tolerance < _apart(adapted, base)
             ),
             "Logits that are too low pass. Take absolute values.",
         ),
         "other direction": Mutant(
             lambda base, adapted, merged, tolerance: (
-                max(a - m for m, a in zip(merged, adapted, strict=True))
-                <= tolerance
-                < _apart(adapted, base)
+                _above(adapted, merged) <= tolerance < _apart(adapted, base)
             ),
             "Logits that are too high pass. Take absolute values.",
         ),
         "only raised": Mutant(
             lambda base, adapted, merged, tolerance: (
-                _apart(merged, adapted)
-                <= tolerance
-                < max(a - b for a, b in zip(adapted, base, strict=True))
+                _apart(merged, adapted) <= tolerance < _above(adapted, base)
             ),
             "An adapter that only lowers logits counts as one that does nothing. Take absolute "
             "values there, too.",

@@ -53,9 +53,10 @@ def _forward_backward(base: BaseModel, adapter: Adapter, request: TrainRequest) 
             with torch.set_grad_enabled(not request.forward_only):
                 logprobs = score(base, adapter, batch)  # (M,) or (M, K)
                 loss = token_losses(request, batch, logprobs).sum()
-            if not math.isfinite(loss.item()):
-                raise not_finite(f"the loss is {loss.item()}", adapter, request.loss_fn)
-            total += loss.item()
+            value = loss.item()  # on a GPU it waits for all that was asked before
+            if not math.isfinite(value):
+                raise not_finite(f"the loss is {value}", adapter, request.loss_fn)
+            total += value
             if loss.requires_grad:
                 loss.backward(retain_graph=True)  # the arranged weights serve the next batch, too
             for row, values in zip(rows, split(logprobs.detach().cpu(), batch), strict=True):

@@ -43,12 +43,15 @@ def misread_lines() -> list[str]:
     """What lines of `env_file` do not do although they seem to, each in a sentence; no values."""
     found = []
     for number, name, equals, _ in _lines():
-        word = re.split(r"[\s:]", name.removeprefix("set "))[0]  # what follows may be a key
-        near = difflib.get_close_matches(name.upper(), SETTINGS, 1, cutoff=0.8)
+        word = re.split(r"[\s:]", name.removeprefix("set "))[
+            0
+        ]  # what follows may be a key, or it is
+        near = difflib.get_close_matches(word.upper(), SETTINGS, 1, cutoff=0.8)
+        meant = near[0] if near else "NAME"
         if not equals or not name.isidentifier():
-            found.append(f"{env_file()}:{number}: sets nothing; write {word}=value")
+            found.append(f"{env_file()}:{number}: sets nothing; write {meant}=value")
         elif near and name not in SETTINGS:
-            found.append(f"{env_file()}:{number}: {name} is no setting; perhaps {near[0]} is meant")
+            found.append(f"{env_file()}:{number}: {name} is no setting; perhaps {meant} is meant")
     return found
 
 

@@ -113,6 +113,8 @@ def test_lines_of_the_env_file_that_set_nothing_are_named_without_their_values(
         ".env:9: sets nothing; write COURSE_BACKEND=value",
     ]
     assert set(read_env_file()) >= {"COURSE_PRESET", "HF_HOME"}
+    (tmp_path / ".env").write_text("tml-secret\n")  # the key alone
+    assert misread_lines() == [".env:1: sets nothing; write NAME=value"]
     (tmp_path / ".env").write_text((ROOT / ".env.example").read_text())
     assert tuple(read_env_file()) == SETTINGS and misread_lines() == []
 

@@ -509,14 +509,18 @@ for rank in RANKS:
     measured(f"rank {rank:>2}: the best of the five rates is", chosen)
 
 # %% [markdown] id="explorer-note"
-# Where rank 16 likes a higher rate than rank 1, it is no accident: with $\alpha / r$ the whole
-# change shrinks as $r$ grows, about as $1 / \sqrt{r}$, since the $r$ parts point every which way.
-# (rsLoRA divides by $\sqrt{r}$ instead, Kalajdzievski 2023.) So tune the rate again when you change
-# the rank. And what "matters more" depends on how far the grid reaches: this one spans a factor of
-# 256 in the rate and of 16 in the rank.
+# At the small rates the three ranks nearly coincide. That is what the division by $r$ is for: the
+# first change is the mean of $r$ parts, and what they have in common, which lowers the loss, is the
+# same for few parts as for many. (So Tinker's documentation can say that the best rate does not
+# depend on the rank.) What they do *not* have in common points every which way and shrinks, about
+# as $1 / \sqrt{r}$; that may be why rank 16 bears a higher rate here. (rsLoRA, Kalajdzievski 2023,
+# divides by $\sqrt{r}$ instead, so that high ranks do not learn too slowly.) One run each does not
+# settle it: keep the rate when you change the rank, and try its neighbours. And what "matters more"
+# depends on how far the grid reaches: this one spans a factor of 256 in the rate and of 16 in the
+# rank.
 #
-# Walk through the runs. Look at two corners: a rate so small that nothing happens, which is the
-# most frequent reason for "LoRA does not learn"; and one so large that the loss rises.
+# Walk through the runs. Look at two corners: a rate so small that nothing happens, which is a
+# frequent reason for "LoRA does not learn"; and one so large that the loss rises.
 
 # %% id="explorer"
 from course_lib.widgets import lora_explorer

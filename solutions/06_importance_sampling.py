@@ -330,7 +330,8 @@ band("Some are silent, and most are not", 0 < sum(silent) < len(silent) / 2)
 # %% [markdown] id="token-map-note"
 # Which tokens move? Two strips show the logarithm of each token's ratio, 0 meaning as likely as
 # before, in two answers: the good and the bad one whose tokens went farthest where they were
-# pushed. **Predict**: all tokens of an answer alike, or a few?
+# pushed. The more of a token's band is filled, the farther it went. **Predict**: all tokens of an
+# answer alike, or a few?
 
 # %% id="token-map"
 from course_lib.plots.tokens import value_strip
@@ -458,9 +459,10 @@ for name, reward in gentle.items():
 band("At this rate four uses learn more than one", gentle["used 4x"] > gentle["used 1x"])
 
 # %% [markdown] id="hard-note"
-# Four uses learn more from the same answers. But four steps move the model four times as far, and
-# the third curve moves as far with one step: without it one would have praised the reuse for what a
-# larger learning rate does, too. Whether reuse adds anything is asked below, of five starts.
+# Four uses learn more from the same answers. But four steps also move the model farther than one,
+# and a larger learning rate does that, too. So the third curve is the control: one step, about as
+# long as the four together. In the run that is stored here it rises at once and then falls back;
+# from other starts it does well. One start cannot tell what reuse adds: below, five are asked.
 #
 # And if more movement is good, is eight times, with two and a half times the learning rate, better?
 # **Predict** where the two losses end.

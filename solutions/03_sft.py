@@ -463,6 +463,10 @@ band("Weights only: the run goes another way", another > 0.01)
 # Without the optimizer the run is not broken, and that is the trap: it looks healthy and is another
 # run. Nobody can compare it with the one that was not interrupted, and a long training that is
 # interrupted ten times forgets ten times how large its steps should be.
+#
+# In the SDK it hangs on a name: `create_training_client_from_state` loads the weights only, and
+# `create_training_client_from_state_with_optimizer` both. The lessons to come use the first, on
+# purpose: their experiments do not go on with this training, they begin another one.
 
 # %% [markdown] id="crash-note"
 # A crash is nothing else. `posttrain all --resume RUN` reads the last line of `checkpoints.jsonl`

@@ -273,8 +273,8 @@ for name in ("one layer missing", "stale base"):
 # %% [markdown] id="logits-question"
 # Only the first of the wrong ones is visibly broken; all the others answer in proper sentences.
 # Without the scale the model is half trained: it falls back to answering at once, as after SFT; the
-# transposed one gives its wrong answer at once as well. The tied embedding costs some of the right
-# answers, sometimes more and sometimes fewer. With a layer missing, or on a stale base, an accuracy
+# transposed one gives its wrong answer at once as well. What the tied embedding costs differs from
+# run to run, from hardly an answer to many. With a layer missing, or on a stale base, an accuracy
 # on forty problems cannot tell the wrong merge from the right one: one of them may even come out
 # ahead.
 #

@@ -378,9 +378,9 @@ show(shares_figure(list(results), measures, "Four masks, the same rows, the same
 #
 # *Questions, too* still stops. What it costs is more hidden: most of the loss now comes from the
 # questions, so the answers get a small part of every step. Look at the held-out loss, counted on
-# the answers alone. (That is so with our rows. With few rows, or short answers to long questions,
-# learning the questions as well has also been found to help: Shi et al. 2024, "Instruction Tuning
-# With Loss Over Instructions".)
+# the answers alone. (A cost on our rows, and no law: with few rows, or short answers to long
+# questions, learning the questions as well has been found to help; Shi et al. 2024, "Instruction
+# Tuning With Loss Over Instructions".)
 
 # %% id="questions-cost"
 heldout_rows = load_conversations(find_file("data/heldout.jsonl"), limit=60)

@@ -227,7 +227,7 @@ logprob_after = check("00.3", logprob_after, before=logprob_before, trained=trai
 # ## What do twenty steps on one example do?
 #
 # **Predict** before you run the cell: to what value does the loss fall? And will the model then be
-# able to add?
+# able to add? (`loss:sum` is the loss added up over the trained tokens.)
 
 # %% id="twenty-steps"
 from course_lib.plots.curves import curves_figure

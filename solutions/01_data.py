@@ -10,7 +10,7 @@
 # # 01 · Data: what exactly does the model learn from?
 #
 # Supervised fine-tuning (SFT) shows a model good conversations and asks it to imitate the answers.
-# Most failures of SFT are not failures of training. They are a row that should not be there, or a
+# Many failures of SFT are not failures of training. They are a row that should not be there, or a
 # mask that sits in the wrong place, and the training runs on without a word.
 #
 # After this notebook you can
@@ -64,8 +64,8 @@ band("Both doors give the same conversations", same)
 # %% [markdown] id="faults-question"
 # ## What can be wrong with a row?
 #
-# A file of conversations is written by programs and by people, so everything happens. Six faults
-# are the most frequent. Look for them in this order, and stop at the first:
+# A file of conversations is written by programs and by people, so everything happens. Here are six
+# common faults. Look for them in this order, and stop at the first:
 #
 # | fault | example | what training would do |
 # | --- | --- | --- |
@@ -378,7 +378,9 @@ show(shares_figure(list(results), measures, "Four masks, the same rows, the same
 #
 # *Questions, too* still stops. What it costs is more hidden: most of the loss now comes from the
 # questions, so the answers get a small part of every step. Look at the held-out loss, counted on
-# the answers alone.
+# the answers alone. (A cost on our rows, and no law: with few rows, or short answers to long
+# questions, learning the questions as well has been found to help; Shi et al. 2024, "Instruction
+# Tuning With Loss Over Instructions".)
 
 # %% id="questions-cost"
 heldout_rows = load_conversations(find_file("data/heldout.jsonl"), limit=60)

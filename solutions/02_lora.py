@@ -82,7 +82,8 @@ print("A random, B random", lora_forward(x, W, some_A, some_B, alpha=1.0))
 # The first two give $Wx$, unchanged. But with $A = 0$ *and* $B = 0$ both gradients are zero, for
 # ever: such a layer cannot learn (you will see it below). The third begins somewhere else than the
 # base model, and all that the base model knew is disturbed before the first step. So: $A$ random,
-# $B$ zero.
+# $B$ zero. (The other way round would begin as nothing, too, and could learn; Hu et al. chose this
+# one, and nearly everybody follows.)
 #
 # The engine's fresh adapter shows it. Its loss must be that of the base model, whatever its rank:
 
@@ -509,14 +510,18 @@ for rank in RANKS:
     measured(f"rank {rank:>2}: the best of the five rates is", chosen)
 
 # %% [markdown] id="explorer-note"
-# Where rank 16 likes a higher rate than rank 1, it is no accident: with $\alpha / r$ the whole
-# change shrinks as $r$ grows, about as $1 / \sqrt{r}$, since the $r$ parts point every which way.
-# (rsLoRA divides by $\sqrt{r}$ instead, Kalajdzievski 2023.) So tune the rate again when you change
-# the rank. And what "matters more" depends on how far the grid reaches: this one spans a factor of
-# 256 in the rate and of 16 in the rank.
+# At the small rates the three ranks nearly coincide. That is what the division by $r$ is for: the
+# first change is the mean of $r$ parts, and what they have in common, which lowers the loss, is the
+# same for few parts as for many. (So Tinker's documentation can say that the best rate does not
+# depend on the rank.) What they do *not* have in common points every which way and shrinks, about
+# as $1 / \sqrt{r}$; that may be why rank 16 bears a higher rate than rank 1, where it does.
+# (rsLoRA, Kalajdzievski 2023, divides by $\sqrt{r}$ instead, so that high ranks do not learn too
+# slowly.) One run each does not settle it: keep the rate when you change the rank, and try its
+# neighbours. And what "matters more" depends on how far the grid reaches: this one spans a factor
+# of 256 in the rate and of 16 in the rank.
 #
-# Walk through the runs. Look at two corners: a rate so small that nothing happens, which is the
-# most frequent reason for "LoRA does not learn"; and one so large that the loss rises.
+# Walk through the runs. Look at two corners: a rate so small that nothing happens, which is a
+# frequent reason for "LoRA does not learn"; and one so large that the loss rises.
 
 # %% id="explorer"
 from course_lib.widgets import lora_explorer

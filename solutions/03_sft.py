@@ -118,6 +118,9 @@ band("Times the trained tokens, it is the engine's loss:sum", same)
 # smaller it looks. Counted in both places they hide the answers: the base model finds questions
 # harder to guess than answers. And if each conversation were averaged first, one token of a short
 # answer would count as much as several of a long one.
+#
+# The division is for your eyes only: the gradient is that of the sum. Adam does not mind, since it
+# divides its step by the usual size of the gradients, and a constant factor drops out.
 
 # %% [markdown] id="batches-question"
 # ## In which order do the rows come?
@@ -238,10 +241,10 @@ band("A rate that falls ends lower than a constant one", ends["falling"] < ends[
 # A high rate is good at the beginning and bad at the end; a falling rate has the good half of each.
 # That is plain to see: with the rows in five orders it ended about half a nat lower every time, or
 # more. Warm-up is another matter. In the same five orders it ended 0.07 nats below the plain
-# falling rate once, a tenth of a nat above it twice, and in the same place twice
+# falling rate once, about a tenth of a nat above it twice, and in the same place twice
 # (`data/results/README.md`, "Three schedules of the learning rate"). A difference that changes sign
-# needs more runs before one believes it; lesson 08 says how many. For another order, change the
-# `epoch` above.
+# needs more runs before one believes it; lesson 08 is about telling a difference from luck. For
+# another order, change the `epoch` above.
 #
 # Your numbers will be others: if `epoch_batches` is your own, you have a sixth order; and at so
 # high a rate even rounding tells, which differs between machines, and a little between two runs.
@@ -460,6 +463,10 @@ band("Weights only: the run goes another way", another > 0.01)
 # Without the optimizer the run is not broken, and that is the trap: it looks healthy and is another
 # run. Nobody can compare it with the one that was not interrupted, and a long training that is
 # interrupted ten times forgets ten times how large its steps should be.
+#
+# In the SDK it hangs on a name: `create_training_client_from_state` loads the weights only, and
+# `create_training_client_from_state_with_optimizer` both. The lessons to come use the first, on
+# purpose: their experiments do not go on with this training, they begin another one.
 
 # %% [markdown] id="crash-note"
 # A crash is nothing else. `posttrain all --resume RUN` reads the last line of `checkpoints.jsonl`

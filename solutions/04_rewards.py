@@ -22,7 +22,8 @@
 # - make a model game a reward, see it, and repair the reward;
 # - use your own problems and your own reward.
 #
-# You need lesson 00. How rewards become gradients is lesson 05.
+# You need lesson 00. How rewards become gradients is lesson 05. This is one of the two longest
+# lessons; a good place for a break is before "A reward that looks sensible".
 
 # %% [markdown] id="card"
 # The builder writes the measured card here.

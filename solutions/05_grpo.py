@@ -170,7 +170,7 @@ band("Every row adds up to zero", all(abs(sum(row)) < 1e-6 for row in advantages
 #
 # The reward judges the whole answer, and nobody knows which token made it right. GRPO gives every
 # token of an answer the same advantage. That is crude, and it works: over many groups, a token
-# that has nothing to do with it is pushed up as often as down.
+# that has nothing to do with it is pushed up as hard as down.
 #
 # The library makes the datum. The question's tokens get advantage 0: they were not sampled.
 

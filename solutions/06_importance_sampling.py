@@ -99,7 +99,8 @@ show(curves_figure(running, "Two estimates", "payment", "presses", steps=counts,
 # ## Is the ratio 1 when it must be?
 #
 # Before the first step, $p$ and $q$ are one model, so every ratio must be 1. We sample a batch,
-# and let the trainer compute the logprobs of the same tokens.
+# and let the trainer compute the logprobs of the same tokens. (Of the library's loop, `credited`
+# puts to each answer its advantage, and `rl_datum` makes lesson 05's datum of the two.)
 
 # %% id="sample-batch"
 from course_lib.advantages import group_advantages
@@ -330,7 +331,8 @@ band("Some are silent, and most are not", 0 < sum(silent) < len(silent) / 2)
 # %% [markdown] id="token-map-note"
 # Which tokens move? Two strips show the logarithm of each token's ratio, 0 meaning as likely as
 # before, in two answers: the good and the bad one whose tokens went farthest where they were
-# pushed. **Predict**: all tokens of an answer alike, or a few?
+# pushed. The more of a token's band is filled, the farther it went. **Predict**: all tokens of an
+# answer alike, or a few?
 
 # %% id="token-map"
 from course_lib.plots.tokens import value_strip
@@ -458,9 +460,10 @@ for name, reward in gentle.items():
 band("At this rate four uses learn more than one", gentle["used 4x"] > gentle["used 1x"])
 
 # %% [markdown] id="hard-note"
-# Four uses learn more from the same answers. But four steps move the model four times as far, and
-# the third curve moves as far with one step: without it one would have praised the reuse for what a
-# larger learning rate does, too. Whether reuse adds anything is asked below, of five starts.
+# Four uses learn more from the same answers. But four steps also move the model farther than one,
+# and a larger learning rate does that, too. So the third curve is the control: one step, about as
+# long as the four together. From some starts it does well, from others it rises at once and falls
+# back: one start cannot tell what reuse adds. Below, five are asked.
 #
 # And if more movement is good, is eight times, with two and a half times the learning rate, better?
 # **Predict** where the two losses end.
@@ -495,8 +498,9 @@ band(
 # model still says what it said when it was sampled.
 #
 # Fast gains, and set-backs: eight times the full push on one batch is much. PPO stays nearer to
-# its answers. Does that help the reward? One run is one draw. So here is a **recording** of the
-# same runs from five starts; `python data/experiments/reuse.py` makes it anew.
+# its answers. Does that help the reward? By the numbers of this one start it may even seem to hurt;
+# but one run is one draw. So here is a **recording** of the same runs from five starts, made by
+# `python data/experiments/reuse.py`.
 
 # %% id="recording"
 import json

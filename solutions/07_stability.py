@@ -283,9 +283,11 @@ show(ratio_histogram(ratios, advantages, title=title))
 # chat template that differs by one space, does the same. So: look at the ratio before the first
 # step. It must be 1.
 #
-# It does not see everything. Top-p and top-k sampling leave out the unlikely tokens, but our engine
-# reports the logprobs from before that cut: the ratio stays 1, although the samples come from
-# elsewhere. Leave both off while you train.
+# It does not see everything, since it knows only what the sampler *reports*. Top-p and top-k
+# sampling leave out the unlikely tokens, but our engine reports the logprobs from before that cut:
+# the ratio stays 1, although the samples come from elsewhere. (vLLM, unless told otherwise, reports
+# them from before the temperature as well, and hides even that.) Leave both off while you train,
+# and the temperature at 1.
 #
 # ## How stale may a batch be?
 #

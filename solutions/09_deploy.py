@@ -21,7 +21,8 @@
 # - serve a model with a key, stream from it, and read how it behaves under load;
 # - compare, test and roll back before somebody else has to ask you to.
 #
-# You need lesson 02; lesson 05 helps.
+# You need lesson 02; lesson 05 helps. This is one of the two longest lessons; a good place for a
+# break is before "Serve it".
 
 # %% [markdown] id="card"
 # The builder writes the measured card here.
@@ -272,12 +273,14 @@ for name in ("one layer missing", "stale base"):
 # %% [markdown] id="logits-question"
 # Only the first of the wrong ones is visibly broken; all the others answer in proper sentences.
 # Without the scale the model is half trained: it falls back to answering at once, as after SFT; the
-# transposed one gives its wrong answer at once as well. With the tied embedding, with a layer
-# missing, or on a stale base, an accuracy on forty problems cannot tell the wrong merge from the
-# right one: one of them may even come out ahead.
+# transposed one gives its wrong answer at once as well. What the tied embedding costs differs from
+# run to run, from hardly an answer to many. With a layer missing, or on a stale base, an accuracy
+# on forty problems cannot tell the wrong merge from the right one: one of them may even come out
+# ahead.
 #
 # So answers are not enough. Compare **logits**, the numbers before any sampling. The reference is
-# the adapter beside the base, two paths, as `peft` computes it.
+# the adapter beside the base, two paths, as `peft` computes it (Hugging Face's library for
+# adapters).
 
 # %% id="logits"
 from peft import PeftModel

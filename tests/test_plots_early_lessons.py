@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from course_lib.plots.bars import next_token_figure
+from course_lib.plots.curves import curves_figure
 from course_lib.plots.heat import heat_map
 from course_lib.plots.lora import kept_figure, lora_run_figure, sweep_figure
 from course_lib.plots.shares import shares_figure
@@ -63,9 +65,25 @@ def test_nothing_is_cut_off_at_the_edge(figure):
 
 
 def test_a_run_that_was_judged_every_fourth_step_is_drawn_at_those_steps():
-    runs = {(1, 32.0, 1e-3): [2.0, 1.5, 1.0], (1, 32.0, 1e-2): [2.0, 1.0, 0.5]}
+    runs = {(1, 32.0, 1e-3): [2.0, 1.5, 1.0, 0.9], (1, 32.0, 1e-2): [2.0, 1.0, 0.5, 0.4]}
     left, _ = lora_run_figure(runs, (1, 32.0, 1e-2), every=4).axes
-    assert all(list(line.get_xdata()) == [0, 4, 8] for line in left.lines)
+    assert all(list(line.get_xdata()) == [0, 4, 8, 12] for line in left.lines)
+    assert all(tick == round(tick) for tick in left.get_xticks())  # there is no step 2.5
+
+
+def test_the_name_of_a_level_stands_clear_of_a_line_that_runs_along_it():
+    figure = curves_figure({"a": [1.0, 1.0], "b": [3.0, 3.0]}, "T", "y", level=(1.0, "the truth"))
+    figure.draw_without_rendering()
+    axes = figure.axes[0]
+    level = axes.transData.transform((1, 1.0))[1]
+    mark = axes.lines[0].get_markersize() / 2 * figure.dpi / 72
+    assert axes.texts[0].get_window_extent().y0 > level + mark
+
+
+def test_the_words_on_next_tokens_speak_of_those_that_are_shown():
+    """A token that is not shown may be likelier than all that are."""
+    words = description(next_token_figure(["2", "The"], [0.01, 0.2], [0.9, 0.01], "T"))
+    assert words == "T: the likeliest of these before: The; after: 2."
 
 
 def test_a_run_that_ends_high_leaves_the_low_ones_room():

@@ -235,8 +235,8 @@ def _with_replacement(n: int, batch_size: int, seed: int, epoch: int) -> list[li
 
 
 PARTIAL = (
-    "There is a partial batch at the end. Its gradient is smaller and its loss noisier than the "
-    "others': drop it, the next epoch's order brings those rows back."
+    "There is a partial batch at the end. Its gradient comes from fewer rows and is noisier, but "
+    "Adam's step is hardly smaller: drop it, the next epoch's order brings those rows back."
 )
 A_BATCH_IS_MISSING = (
     "A whole batch is missing: 40 rows make five batches of 8, and none of them is partial. Where "

@@ -230,6 +230,11 @@ FIRST_LOSS = Exercise(
             "It would be zero if all completions had the same length. The loss is summed over "
             "tokens, so a long completion counts its advantage many times.",
         ),
+        "each answer once": Mutant(
+            lambda advantages_G, lengths_G: -sum(advantages_G),
+            "Each answer counts its advantage once. The loss is summed over tokens: an answer "
+            "counts it once for each of its tokens.",
+        ),
         "per completion": Mutant(
             lambda a, n: -sum(x * m for x, m in zip(a, n, strict=True)) / len(n),
             "That is the mean over the completions. The SDK sums over tokens and over data, and "

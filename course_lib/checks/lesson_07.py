@@ -280,6 +280,15 @@ DPO = Exercise(
             lambda p, r, beta: 1 - 1 / (1 + math.exp(-beta * ((p[0] - r[0]) - (p[1] - r[1])))),
             "That is a probability. The loss is minus the logarithm of the sigmoid.",
         ),
+        "no sigmoid": Mutant(
+            lambda p, r, beta: -beta * ((p[0] - r[0]) - (p[1] - r[1])),
+            "The sigmoid and its logarithm are missing: a pair that is settled would go on pulling "
+            "for ever. The loss of a large gap is nearly 0.",
+        ),
+        "no beta": Mutant(
+            lambda p, r, beta: _softplus(-((p[0] - r[0]) - (p[1] - r[1]))),
+            "beta is missing. It multiplies the difference of the two gains, inside the sigmoid.",
+        ),
         "sign": Mutant(
             lambda p, r, beta: -dpo_loss(p, r, beta),
             "The minus sign is missing: a logarithm of a sigmoid is negative, and a loss is not.",

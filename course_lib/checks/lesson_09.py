@@ -466,6 +466,11 @@ AUTHORISED = Exercise(
             lambda headers, key: bool(key) and headers.get("Authorization") == f"Bearer {key}",
             "It knows only one spelling of the header's name; HTTP header names have no case.",
         ),
+        "case of the name, and empty key": Mutant(
+            lambda headers, key: headers.get("Authorization") == f"Bearer {key}",
+            "Two things. HTTP header names have no case, and it knows a single spelling. And as "
+            "long as no key is set on the server, whoever sends an empty one gets in.",
+        ),
         "lower case only": Mutant(
             lambda headers, key: bool(key) and headers.get("authorization") == f"Bearer {key}",
             "It looks for the header's name in lower case only. Lower the names that came in "

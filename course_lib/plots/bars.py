@@ -53,7 +53,8 @@ def next_token_figure(
         axes.grid(axis="y", visible=False)
         axes.legend(loc="lower right")
     best = [tokens[max(rows, key=lambda row: values[row])] for values in (before, after)]
-    words = f"likeliest {names[0]}: {shown(best[0])}; {names[1]}: {shown(best[1])}."
+    best = [shown(token) for token in best]
+    words = f"the likeliest of these {names[0]}: {best[0]}; {names[1]}: {best[1]}."
     return describe(figure, titled(title, words))
 
 

@@ -81,7 +81,7 @@ def _level(axes: Axes, value: float, name: str) -> None:
     axes.annotate(
         name,
         (1, value),
-        xytext=(-4, 3),
+        xytext=(-4, 5),  # above the marks of a line that runs along the level
         xycoords=("axes fraction", "data"),
         textcoords="offset points",
         ha="right",

@@ -17,6 +17,7 @@ from course_lib.plots.style import (
     label,
     new_figure,
     percent_axis,
+    step_axis,
 )
 from course_lib.plots.words import describe, titled
 
@@ -97,6 +98,7 @@ def lora_run_figure(runs: Mapping[Run, Sequence[float]], chosen: Run, every: int
         left.set_ylim(0, top)
         title = f"rank {rank}, alpha {alpha:g}, rate {rate:g}"
         label(left, title, "step (grey: the other runs)", "held-out loss (nats)")
+        step_axis(left)
         right.plot([r for r, _ in finals], [loss for _, loss in finals], color=BLUE, linestyle="--")
         beyond = [r for r, loss in finals if loss > top]  # off the picture: an arrow tells
         right.plot(beyond, [0.96 * top] * len(beyond), color=BLUE, marker="^", linestyle="")

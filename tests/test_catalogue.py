@@ -49,6 +49,16 @@ def test_runs_and_checkpoints_are_listed(plain: Desk):
     assert plain.rest.list_training_runs(project_id="none").result(WAIT_S).training_runs == []
 
 
+def test_a_page_that_cannot_be_is_told_its_bounds(plain: Desk):
+    """-1 and 10^12 were said not to be whole numbers."""
+    for act in (
+        lambda: plain.rest.list_training_runs(limit=-1),
+        lambda: plain.rest.list_user_checkpoints(limit=10**12),
+    ):
+        with pytest.raises(tinker.BadRequestError, match=r"limit is .*from 0 to 999999999"):
+            act().result(WAIT_S)
+
+
 def test_a_checkpoint_is_published_given_a_time_and_deleted(plain: Desk):
     client = plain.trainer()
     path = client.save_state("one").result(WAIT_S).path

@@ -285,6 +285,13 @@ def test_a_sample_response_is_what_the_sdk_reads():
     assert response.prompt_alt_tokens.tokens.to_numpy().tolist() == [[8]]
 
 
+def test_of_a_prompt_of_one_token_the_likeliest_were_asked_for_and_there_are_none():
+    """The SDK read the answer as if nobody had asked."""
+    result = SampleResult([SampledSequence([4], [-0.1], "length")], topk_prompt=[[]])
+    response = deserialize_proto_response(sample_reply(result).body, tinker.SampleResponse)
+    assert response.topk_prompt_logprobs == [None]
+
+
 def test_json_errors_name_the_field():
     with pytest.raises(RequestError, match=r"lora_config\.rank: "):
         read_json(

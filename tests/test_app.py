@@ -101,6 +101,20 @@ def test_load_state_replaces_weights_and_drops_gradients(desk: Desk):
     assert metrics == {"grad_norm:mean": 0.0, "steps:max": 1.0}
 
 
+@pytest.mark.filterwarnings("ignore:DEPRECATED")
+@pytest.mark.parametrize(
+    ("options", "finding"),
+    [({"rank": 8}, "has rank 4, this run 8"), ({"train_mlp": False}, "has train_mlp True, this")],
+)
+def test_state_of_another_shape_is_told_with_a_client_that_fits(
+    desk: Desk, options: dict, finding: str
+):
+    """It was told by the shape of the first matrix that did not fit."""
+    path = desk.trainer(rank=4).save_state("of-rank-4").result(WAIT_S).path
+    with pytest.raises(tinker.RequestFailedError, match=f"{finding}.*client_from_state makes"):
+        desk.trainer(**{"rank": 4} | options).load_state(path).result(WAIT_S)
+
+
 def test_a_sampler_uses_the_weights_it_was_made_from(desk: Desk):
     client = desk.trainer()
     before = client.save_weights_and_get_sampling_client().result(WAIT_S)

@@ -7,6 +7,7 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
 from pathlib import Path
 
 import httpx
@@ -19,6 +20,7 @@ from tinker import types
 from tinker.cli.__main__ import main_cli
 
 from course_lib.engine import catalogue
+from course_lib.engine.limits import Limits
 from course_lib.engine.names import parse_path
 from course_lib.engine.requests import RequestError
 from course_lib.engine.server import Engine
@@ -47,6 +49,35 @@ def test_runs_and_checkpoints_are_listed(plain: Desk):
     runs = plain.rest.list_training_runs().result(WAIT_S)
     assert [r.training_run_id for r in runs.training_runs] == [client.model_id]
     assert plain.rest.list_training_runs(project_id="none").result(WAIT_S).training_runs == []
+
+
+def test_a_run_in_training_was_used_now_and_not_when_it_was_last_saved(tmp_path: Path):
+    desk = Desk(tmp_path, {}, Limits(note_s=0.2))
+    client, record = desk.trainer(), next(tmp_path.glob("runs/*/run.json"))
+
+    def last_request() -> datetime:
+        return desk.rest.get_training_run(client.model_id).result(WAIT_S).last_request_time
+
+    made = last_request()
+    time.sleep(0.3)
+    client.forward_backward([datum()], "cross_entropy").result(WAIT_S)
+    used = last_request()
+    assert (used - made).total_seconds() >= 0.3
+    desk.engine.rooms.limits = Limits(note_s=60)
+    written = record.stat().st_mtime_ns
+    client.optim_step(types.AdamParams()).result(WAIT_S)
+    assert (last_request(), record.stat().st_mtime_ns) == (used, written)  # not at every request
+    desk.close()
+
+
+def test_a_page_that_cannot_be_is_told_its_bounds(plain: Desk):
+    """-1 and 10^12 were said not to be whole numbers."""
+    for act in (
+        lambda: plain.rest.list_training_runs(limit=-1),
+        lambda: plain.rest.list_user_checkpoints(limit=10**12),
+    ):
+        with pytest.raises(tinker.BadRequestError, match=r"limit is .*from 0 to 999999999"):
+            act().result(WAIT_S)
 
 
 def test_a_checkpoint_is_published_given_a_time_and_deleted(plain: Desk):

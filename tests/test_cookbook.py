@@ -28,6 +28,7 @@ from course_lib.engine.server import Engine
 pytestmark = [pytest.mark.slow, pytest.mark.network, pytest.mark.timeout(1800)]
 
 NAME = "meta-llama/Llama-3.2-1B"
+RANK = "lora_rank=8"
 COOKBOOK = "tinker-cookbook==0.6.1"
 BESIDES = [
     "chz",
@@ -54,7 +55,8 @@ LOCAL_DATA = '''
 
         def load_dataset(path, *args, **kwargs):
             file = os.path.join(os.environ["LOCAL_DATA"], path.split("/")[-1] + ".jsonl")
-            return load("json", data_files={"train": file, "test": file})
+            data_files = {"train": file, "test": file}
+            return load("json", data_files=data_files, split=kwargs.get("split"))
 
         datasets.load_dataset = load_dataset
 '''
@@ -96,7 +98,7 @@ class Kitchen:
 
     def write_data(self, folder: Path) -> None:
         folder.mkdir()
-        chats, sums = [], []
+        chats, sums, pairs, choices = [], [], [], []
         for number in range(64):
             question, answer = f"What is {number} + 1?", f"The answer is {number + 1}."
             messages = [
@@ -105,7 +107,25 @@ class Kitchen:
             ]
             chats.append({"messages": messages})
             sums.append({"question": question, "answer": f"#### {number + 1}"})
-        for name, rows in (("no_robots", chats), ("gsm8k", sums)):
+            asked = f"\n\nHuman: {question}\n\nAssistant: "
+            pairs.append({"chosen": f"{asked}{number + 1}.", "rejected": f"{asked}{number + 2}."})
+            choices.append(
+                {
+                    "domain": "Chemistry",
+                    "details": {"level": "L3"},
+                    "type": "mcq-4-choices",
+                    "question": question,
+                    "choices": {"label": ["A", "B"], "text": [str(number + 1), "0"]},
+                    "answerKey": "A",
+                }
+            )
+        for name, rows in (
+            ("no_robots", chats),
+            ("gsm8k", sums),
+            ("DeepMath-103K", sums),
+            ("hh-rlhf", pairs),
+            ("SciKnowEval", choices),
+        ):
             text = "".join(json.dumps(row) + "\n" for row in rows)
             (folder / f"{name}.jsonl").write_text(text)
 
@@ -113,7 +133,7 @@ class Kitchen:
         """Run a recipe; gives its last line of metrics."""
         log = self.place / module
         command = [self.python, "-m", f"tinker_cookbook.recipes.{module}", f"log_path={log}"]
-        command += [f"model_name={NAME}", "lora_rank=8", *settings]
+        command += [f"model_name={NAME}", *settings]
         done = subprocess.run(
             command,
             env=self.environment,
@@ -137,9 +157,8 @@ def kitchen(cookbook_python: str, tmp_path_factory: pytest.TempPathFactory) -> I
 
 
 def test_sl_loop(kitchen: Kitchen):
-    metrics = kitchen.run(
-        "sl_loop", "batch_size=8", "max_steps=4", "max_length=256", "save_every=2"
-    )
+    settings = ["batch_size=8", "max_steps=4", "max_length=256", "save_every=2"]
+    metrics = kitchen.run("sl_loop", RANK, *settings)
     assert metrics["train_mean_nll"] > 0
     checkpoints = (kitchen.place / "sl_loop" / "checkpoints.jsonl").read_text().splitlines()
     assert len(checkpoints) == 2
@@ -148,14 +167,19 @@ def test_sl_loop(kitchen: Kitchen):
 @pytest.mark.parametrize("loss_fn", ["importance_sampling", "cispo", "gspo"])
 def test_rl_loop(kitchen: Kitchen, loss_fn: str):
     settings = ["batch_size=4", "group_size=4", "max_tokens=24", "max_steps=2"]
-    metrics = kitchen.run("rl_loop", *settings, f"loss_fn={loss_fn}", "learning_rate=1e-3")
+    metrics = kitchen.run("rl_loop", RANK, *settings, f"loss_fn={loss_fn}", "learning_rate=1e-3")
     assert "reward/total" in metrics
 
 
 def test_math_rl_on_arithmetic(kitchen: Kitchen):
     settings = ["env=arithmetic", "groups_per_batch=4", "group_size=4", "max_tokens=5"]
     metrics = kitchen.run(
-        "math_rl.train", *settings, "max_steps=2", "loss_fn=importance_sampling", "eval_every=0"
+        "math_rl.train",
+        RANK,
+        *settings,
+        "max_steps=2",
+        "loss_fn=importance_sampling",
+        "eval_every=0",
     )
     assert "env/all/reward/total" in metrics
 
@@ -163,7 +187,27 @@ def test_math_rl_on_arithmetic(kitchen: Kitchen):
 def test_chat_sl_on_a_file(kitchen: Kitchen):
     file = kitchen.place / "data" / "no_robots.jsonl"
     settings = [f"dataset={file}", "batch_size=8", "max_steps=4", "max_length=256", "eval_every=0"]
-    assert "train_mean_nll" in kitchen.run("chat_sl.train", *settings)
+    assert "train_mean_nll" in kitchen.run("chat_sl.train", RANK, *settings)
+
+
+def test_dpo_by_a_custom_loss(kitchen: Kitchen):
+    settings = ["batch_size=8", "max_length=200", "max_steps=2", "learning_rate=1e-3"]
+    metrics = kitchen.run("preference.dpo.train", *settings)
+    assert metrics["dpo_loss"] > 0 and metrics["surrogate_loss:sum"] != metrics["loss:sum"]
+
+
+def test_distillation_from_a_teachers_logprobs(kitchen: Kitchen):
+    settings = ["groups_per_batch=4", "group_size=2", "max_tokens=24", "eval_every=0", RANK]
+    metrics = kitchen.run(
+        "distillation.on_policy_distillation", f"teacher_model={NAME}", "max_steps=2", *settings
+    )
+    assert abs(metrics["teacher_kl"]) < 0.1  # the student's own base model
+
+
+def test_distillation_of_a_teachers_likeliest_tokens(kitchen: Kitchen):
+    settings = ["groups_per_batch=4", "max_tokens=16", "topk=5", "max_context_length=900", RANK]
+    metrics = kitchen.run("sdft.train", *settings, "max_steps=2", "eval_every=0")
+    assert metrics["sdft/topk"] == 5 and metrics["grad_norm:mean"] > 0
 
 
 def test_weights_are_downloaded_and_converted(kitchen: Kitchen):

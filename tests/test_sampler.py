@@ -143,6 +143,12 @@ def test_top_p_keeps_the_smallest_set_that_reaches_it():
     assert draws(LOGITS, top_p=1e-6) == pytest.approx([0, 1, 0, 0])
 
 
+def test_at_a_high_temperature_the_likeliest_are_still_kept():
+    """All probabilities round to the same there, and the first tokens were taken."""
+    assert draws(LOGITS, top_k=1, temperature=1e9) == pytest.approx([0, 1, 0, 0])
+    assert draws(LOGITS, top_p=0.5, temperature=1e9) == pytest.approx([0, 0.5, 0.5, 0], abs=0.02)
+
+
 def test_top_k_larger_than_the_vocabulary_is_off():
     assert draws(LOGITS, top_k=50) == pytest.approx(draws(LOGITS))
 

@@ -30,6 +30,7 @@ from course_lib.engine.wire import (
 )
 
 LIMITS = Limits()
+CONTEXT = 500  # tokens
 
 
 def sent(*data: types.Datum, config: dict | None = None, loss_fn: str = "cross_entropy") -> bytes:
@@ -209,10 +210,10 @@ def message(**fields: object) -> SampleMessage:
 
 
 def test_an_absent_stop_stays_absent_and_an_empty_one_empty():
-    assert sample_request(message(), LIMITS).stop is None
-    assert sample_request(message(sampling_params={"stop": []}), LIMITS).stop == []
-    assert sample_request(message(sampling_params={"stop": "."}), LIMITS).stop == "."
-    assert sample_request(message(sampling_params={"stop": [4, 5]}), LIMITS).stop == [4, 5]
+    assert sample_request(message(), LIMITS, CONTEXT).stop is None
+    assert sample_request(message(sampling_params={"stop": []}), LIMITS, CONTEXT).stop == []
+    assert sample_request(message(sampling_params={"stop": "."}), LIMITS, CONTEXT).stop == "."
+    assert sample_request(message(sampling_params={"stop": [4, 5]}), LIMITS, CONTEXT).stop == [4, 5]
 
 
 @pytest.mark.parametrize(
@@ -230,6 +231,11 @@ def test_an_absent_stop_stays_absent_and_an_empty_one_empty():
             },
             "topk_sample_logprobs is 1000; times all tokens",
         ),
+        (
+            # Without max_tokens the prompt was counted, and not the context that they may fill.
+            {"num_samples": 1024, "topk_sample_logprobs": 1000},
+            "topk_sample_logprobs is 1000; times all tokens",
+        ),
         ({"prompt_logprobs_last_n": 3}, "must be 1 to 2"),
         ({"prompt": types.ModelInput.from_ints([-1])}, "negative"),
         ({"prompt": types.ModelInput.from_ints([2**40])}, "too large"),
@@ -237,7 +243,7 @@ def test_an_absent_stop_stays_absent_and_an_empty_one_empty():
 )
 def test_what_is_too_much_is_refused_before_it_is_queued(fields: dict, finding: str):
     with pytest.raises(RequestError, match=finding):
-        sample_request(message(**fields), LIMITS)
+        sample_request(message(**fields), LIMITS, CONTEXT)
 
 
 def test_target_prompt_logprobs_keep_their_layout_there_and_back():
@@ -249,7 +255,7 @@ def test_target_prompt_logprobs_keep_their_layout_there_and_back():
         "sparse_col_indices": [2],
     }
     asked = message(target_prompt_logprobs=sparse)
-    request = sample_request(asked, LIMITS)
+    request = sample_request(asked, LIMITS, CONTEXT)
     assert request.target_prompt_logprobs.tolist() == [[-1, -1, -1], [-1, -1, 7]]
     dense = np.array([[0, 0, 0], [0, 0, -1.5]], np.float32)
     reply = sample_reply(SampleResult([], target_prompt=dense), asked.target_prompt_logprobs)
@@ -261,9 +267,8 @@ def test_target_prompt_logprobs_keep_their_layout_there_and_back():
 @pytest.mark.parametrize("shape", [[2], [3, 1], [2, 0], [2, 10**9]])
 def test_target_prompt_logprobs_of_another_shape_are_refused(shape: list[int]):
     with pytest.raises(RequestError, match="target_prompt_logprobs"):
-        sample_request(
-            message(target_prompt_logprobs={"data": [], "dtype": "int64", "shape": shape}), LIMITS
-        )
+        target = {"data": [], "dtype": "int64", "shape": shape}
+        sample_request(message(target_prompt_logprobs=target), LIMITS, CONTEXT)
 
 
 def test_a_sample_response_is_what_the_sdk_reads():
@@ -283,6 +288,13 @@ def test_a_sample_response_is_what_the_sdk_reads():
     assert response.prompt_logprobs == [None, -1.0]
     assert response.topk_prompt_logprobs[0] is None
     assert response.prompt_alt_tokens.tokens.to_numpy().tolist() == [[8]]
+
+
+def test_of_a_prompt_of_one_token_the_likeliest_were_asked_for_and_there_are_none():
+    """The SDK read the answer as if nobody had asked."""
+    result = SampleResult([SampledSequence([4], [-0.1], "length")], topk_prompt=[[]])
+    response = deserialize_proto_response(sample_reply(result).body, tinker.SampleResponse)
+    assert response.topk_prompt_logprobs == [None]
 
 
 def test_json_errors_name_the_field():

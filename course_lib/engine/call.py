@@ -54,7 +54,7 @@ class Call:
     def number(self, name: str, default: int) -> int:
         text = self.request.query_params.get(name, str(default))
         if not text.isdecimal() or len(text) > 9:
-            raise RequestError(f"{name} must be a whole number, not {text[:40]!r}")
+            raise RequestError(f"{name} is {text[:40]!r}; give a whole number from 0 to 999999999")
         return int(text)
 
     def checkpoint_path(self) -> TinkerPath:

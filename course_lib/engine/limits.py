@@ -29,6 +29,7 @@ class Limits:
     shelf_bytes: int = 512 * MIB  # sampler weights in memory; the rest is parked
     scratch_bytes: int = 8192 * MIB  # parked snapshots on disk; the oldest goes first
     silent_s: float = 3600.0  # a session without a heartbeat for this long has ended
+    note_s: float = 60.0  # a run's record is at most so much older than its last request
     metadata_bytes: int = 64 * 1024  # one user_metadata mapping
     sample_slice_s: float = 0.05  # least time for sampling between two training requests
     # Sample calls begin together when all are asked for and the last one is this long ago,

@@ -85,7 +85,7 @@ class Drawing:
         """
         if self.cut is not None:
             rows = self.cut
-            kept = truncated(probs[rows], self.top_k[rows], self.top_p[rows])
+            kept = truncated(logits[rows], probs[rows], self.top_k[rows], self.top_p[rows])
             probs = probs.index_copy(0, rows, kept)
         exact = torch.float32 if probs.device.type == "mps" else torch.float64
         cumulated = probs.cumsum(-1, dtype=exact)
@@ -98,9 +98,13 @@ class Drawing:
         return torch.where(self.temperature > 0, tokens, logits.argmax(-1))
 
 
-def truncated(probs: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:
-    """Probabilities (B, V), zero outside the k likeliest and the smallest set that reaches p."""
-    ordered, index = probs.sort(stable=True, dim=-1, descending=True)
+def truncated(logits: Tensor, probs: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:
+    """Probabilities (B, V), zero outside the k likeliest and the smallest set that reaches p.
+
+    The logits tell which are likelier: at a high temperature all probabilities round to the same.
+    """
+    index = logits.sort(stable=True, dim=-1, descending=True).indices
+    ordered = probs.gather(-1, index)
     rank = torch.arange(probs.shape[-1], device=probs.device)
     k = torch.where(top_k > 0, top_k, probs.shape[-1]).unsqueeze(-1)
     before = ordered.cumsum(-1) - ordered  # the mass that stands ahead of each token

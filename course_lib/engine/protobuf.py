@@ -204,7 +204,7 @@ def sample_reply(result: SampleResult, target: object = None) -> Reply:
 
 
 def _write_topk(message: pb.TopkLogprobs, rows: list[list[tuple[int, float]]]) -> None:
-    width = max((len(row) for row in rows), default=0)
+    width = max((len(row) for row in rows), default=0) or 1  # 0 would read as "not asked for"
     ids = np.zeros((len(rows), width), "<i4")
     logprobs = np.full((len(rows), width), EMPTY_LOGPROB, "<f4")
     for index, row in enumerate(rows):

@@ -50,6 +50,7 @@ class Run:
     parked: bool = False
     parked_gradients: bool = False  # those that wait for their optim_step
     last_used: int = 0
+    noted_at: float = 0.0  # when its record was written, by the monotonic clock
 
     @property
     def ready(self) -> bool:

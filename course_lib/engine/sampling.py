@@ -72,7 +72,7 @@ def asample(rooms: Rooms, owner: str, message: SampleMessage) -> tuple[str, int]
     if known is not None and message.seq_id is not None:
         return known
     base = session.model.base
-    request = sample_request(message, rooms.limits)
+    request = sample_request(message, rooms.limits, base.context_length)
     rooms.compute.check_sample(request, base.vocab_size, base.context_length)
 
     pending = rooms.futures.open(owner, (session.sampler_id, seq_id // CLONE_BLOCK))

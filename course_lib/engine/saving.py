@@ -181,10 +181,22 @@ def check_same_model(record: CheckpointRecord, model: Model) -> None:
         )
 
 
+def check_same_adapter(record: CheckpointRecord, run: Run) -> None:
+    """A run keeps the rank and the matrices that it was made with."""
+    own = asdict(run.spec)
+    for name in ("rank", "train_mlp", "train_attn", "train_unembed"):
+        if record.lora[name] != own[name]:
+            raise RequestError(
+                f"{record.path} has {name} {record.lora[name]}, this run {own[name]}; "
+                "create_training_client_from_state makes a run that fits"
+            )
+
+
 def _load(
     rooms: Rooms, run: Run, path: TinkerPath, record: CheckpointRecord, optimizer: bool
 ) -> None:
     check_same_model(record, run.model)
+    check_same_adapter(record, run)
     folder, moments = rooms.store.folder(path), {}
     state = read_tensors(folder / ADAPTER, str(path))
     if optimizer:

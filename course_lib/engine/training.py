@@ -6,6 +6,7 @@ itself runs later, on the compute thread; whatever goes wrong there becomes the 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import asdict
 from types import SimpleNamespace
@@ -14,6 +15,7 @@ from typing import Any
 from tinker import types
 from tinker.proto import tinker_public_pb2 as pb
 
+from course_lib.engine.answers import tried
 from course_lib.engine.names import run_id_of
 from course_lib.engine.protobuf import train_reply, train_request
 from course_lib.engine.records import RunRecord, iso, now
@@ -73,7 +75,7 @@ def begin(rooms: Rooms, run: Run, spec: LoraSpec) -> None:
 
 def write_record(rooms: Rooms, run: Run) -> None:
     """The run's record, with the time of this request."""
-    moment = iso(now())
+    moment, run.noted_at = iso(now()), time.monotonic()
     try:
         created = rooms.store.run(run.run_id).created_at
     except NotFoundError:
@@ -91,6 +93,12 @@ def write_record(rooms: Rooms, run: Run) -> None:
             user_metadata=run.user_metadata,
         )
     )
+
+
+def note_request(rooms: Rooms, run: Run) -> None:
+    """Keep the time of the run's last request, to the minute: each write waits for the disk."""
+    if run.ready and time.monotonic() >= run.noted_at + rooms.limits.note_s:
+        write_record(rooms, run)
 
 
 def check_optimizer(config: Any) -> None:
@@ -117,7 +125,12 @@ def submit(rooms: Rooms, owner: str, message: Any, what: str, work: Callable[[Ru
             raise RequestError(f"seq_id is {seq_id}; training requests are numbered from 1")
 
         return rooms.worker.fail(owner, refuse)
-    return rooms.worker.submit(run.run_id, seq_id, owner, what, lambda: work(run))
+
+    def noted() -> Reply:
+        tried(lambda: note_request(rooms, run))
+        return work(run)
+
+    return rooms.worker.submit(run.run_id, seq_id, owner, what, noted)
 
 
 def refuse(rooms: Rooms, owner: str, body: bytes, error: RequestError) -> str:

@@ -120,10 +120,10 @@ def prompt_tokens(prompt: types.ModelInput) -> np.ndarray:
     return np.concatenate(parts) if parts else np.zeros(0, np.int64)
 
 
-def sample_request(message: SampleMessage, limits: Limits) -> SampleRequest:
+def sample_request(message: SampleMessage, limits: Limits, context_length: int) -> SampleRequest:
     """One `sample` call as the sampler takes it."""
     params, prompt = message.sampling_params, prompt_tokens(message.prompt)
-    _check_bounds(message, prompt.size, limits)
+    _check_bounds(message, prompt.size, limits, context_length)
     target = message.target_prompt_logprobs
     if target is not None:
         target = target_matrix(target, prompt.size, limits)
@@ -145,7 +145,7 @@ def sample_request(message: SampleMessage, limits: Limits) -> SampleRequest:
     )
 
 
-def _check_bounds(message: SampleMessage, length: int, limits: Limits) -> None:
+def _check_bounds(message: SampleMessage, length: int, limits: Limits, context_length: int) -> None:
     """What would be legal but too much; `validation` checks what makes sense."""
     seed = message.sampling_params.seed
     if seed is not None and not -(2**63) <= seed < 2**63 - limits.samples_per_request:
@@ -154,7 +154,7 @@ def _check_bounds(message: SampleMessage, length: int, limits: Limits) -> None:
         raise RequestError(
             f"num_samples is {message.num_samples}; at most {limits.samples_per_request} are made"
         )
-    sampled = message.num_samples * (message.sampling_params.max_tokens or length)
+    sampled = message.num_samples * (message.sampling_params.max_tokens or context_length)
     for name, tokens in (
         ("topk_prompt_logprobs", length),
         ("topk_sample_logprobs", sampled),

@@ -10,10 +10,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import ceil
 
+from course_lib.batches import plan_batches
 from course_lib.config import RunConfig
 from course_lib.run_data import RunData
 from course_lib.run_judge import needs_judge
-from course_lib.sft import plan_batches
 
 CHARACTERS_PER_TOKEN = 3  # English has about 4; digits and other languages fewer
 TEMPLATE_TOKENS = 6  # of a chat template, per message

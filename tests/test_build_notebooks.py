@@ -223,6 +223,22 @@ def test_what_must_not_be_stored_stops_the_build(cell, complaint, tmp_path):
         execute(notebook(cell), tmp_path)
 
 
+@pytest.mark.parametrize(
+    "cell,complaint",
+    [
+        ("import time; time.sleep(30)", "'cell-0' took more than 1 s: give it less to do"),
+        ("import os; os._exit(1)", "the kernel died in cell 'cell-0'"),
+    ],
+)
+def test_a_cell_that_never_ends_and_a_kernel_that_dies_are_told_by_cell(
+    cell, complaint, tmp_path, monkeypatch
+):
+    """Both came as a traceback of nbclient that named no cell."""
+    monkeypatch.setattr("tools.execute.CELL_S", 1)
+    with pytest.raises(BuildError, match=complaint):
+        execute(notebook(cell), tmp_path)
+
+
 def test_a_live_widget_is_stored_as_its_picture(tmp_path):
     made = notebook("from course_lib.widgets import group_explorer\ngroup_explorer().show()")
     execute(made, tmp_path)

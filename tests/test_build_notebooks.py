@@ -194,6 +194,15 @@ def test_a_build_says_what_it_runs_where_it_failed_and_how_to_mend_a_difference(
     assert capsys.readouterr().out.endswith("again: python -m tools.build_notebooks 05\n")
 
 
+def test_a_build_says_that_the_card_has_new_numbers(lesson, capsys):
+    """A build beside other work wrote 195 s for 20 s onto the card, without a word."""
+    source = lesson()
+    build_notebooks.build(source)
+    assert "The card has new numbers: " in capsys.readouterr().out
+    build_notebooks.build(source)
+    assert "The card" not in capsys.readouterr().out
+
+
 def test_without_running_old_outputs_stay_where_the_source_did(lesson):
     source = lesson()
     path = stored(source)

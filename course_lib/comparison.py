@@ -8,9 +8,7 @@ so what counts are the problems on which the two disagree.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from course_lib.errors import CourseError
 from course_lib.evaluation import Evaluation, Record
@@ -75,38 +73,6 @@ def sign_test(better: int, worse: int) -> float:
     n = better + worse
     tail = sum(math.comb(n, i) for i in range(min(better, worse) + 1))
     return min(1.0, 2 * tail / 2**n)
-
-
-def forgotten(before: Evaluation, after: Evaluation) -> list[tuple[Record, Record]]:
-    """The problems that were right more often than not, and no longer are."""
-    return [
-        (old, new)
-        for old, new in _paired(before, after)
-        if _share_right(old) > 0.5 >= _share_right(new)
-    ]
-
-
-def reward_kl_points(rows: Sequence[Mapping[str, Any]]) -> list[tuple[float, float]]:
-    """(KL to the reference in nats, mean reward) of every RL step that logged both."""
-    return [
-        (row["kl/reference"], row["reward/total"])
-        for row in rows
-        if "kl/reference" in row and "reward/total" in row
-    ]
-
-
-def frontier(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """The points that no other beats: more reward for no more KL. By KL, ascending.
-
-    >>> frontier([(1.0, 0.5), (2.0, 0.4), (3.0, 0.9), (1.0, 0.2)])
-    [(1.0, 0.5), (3.0, 0.9)]
-    """
-    best, kept = -math.inf, []
-    for kl, reward in sorted(points, key=lambda point: (point[0], -point[1])):
-        if reward > best:
-            best = reward
-            kept.append((kl, reward))
-    return kept
 
 
 def _paired(before: Evaluation, after: Evaluation) -> list[tuple[Record, Record]]:

@@ -1,17 +1,8 @@
 """Comparisons: exact values, and that pairing sees what overlapping intervals hide."""
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from course_lib.comparison import (
-    compare,
-    forgotten,
-    frontier,
-    pass_at,
-    reward_kl_points,
-    sign_test,
-)
+from course_lib.comparison import compare, pass_at, sign_test
 from course_lib.errors import CourseError
 from course_lib.evaluation import Evaluation, Record
 
@@ -63,38 +54,6 @@ def test_the_sign_test_is_exact():
     assert sign_test(8, 1) == pytest.approx(20 / 512)
 
 
-def test_forgotten_problems_were_right_and_are_wrong():
-    pairs = forgotten(evaluation([[1], [1], [0]]), evaluation([[0], [1], [0]]))
-    assert [old.id for old, _ in pairs] == ["0"]
-
-
-def test_a_problem_that_is_right_half_of_the_time_is_not_known():
-    before, after = evaluation([[1, 1], [1, 0]]), evaluation([[1, 0], [0, 0]])
-    assert [old.id for old, _ in forgotten(before, after)] == ["0"]
-
-
 def test_different_problems_cannot_be_compared():
     with pytest.raises(CourseError, match="different problems"):
         compare(evaluation([[1]]), evaluation([[1], [0]]))
-
-
-points = st.lists(st.tuples(st.floats(0, 10), st.floats(0, 1)), min_size=1, max_size=20)
-
-
-@given(points)
-def test_no_point_beats_the_frontier(points):
-    kept = frontier(points)
-    assert set(kept) <= set(points)
-    for kl, reward in points:
-        assert any(other <= kl and best >= reward for other, best in kept)
-    assert [kl for kl, _ in kept] == sorted(kl for kl, _ in kept)
-    assert [reward for _, reward in kept] == sorted(reward for _, reward in kept)
-
-
-def test_as_much_reward_for_more_kl_is_beaten():
-    assert frontier([(2.0, 0.5), (1.0, 0.5), (1.0, 0.5)]) == [(1.0, 0.5)]
-
-
-def test_points_come_from_rows_that_logged_both():
-    rows = [{"kl/reference": 0.5, "reward/total": 0.1}, {"reward/total": 0.2}]
-    assert reward_kl_points(rows) == [(0.5, 0.1)]

@@ -15,6 +15,7 @@ import random
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from course_lib.config import PreferenceConfig, SFTConfig
 from course_lib.errors import CourseError
 from course_lib.rendering import Rendered
 
@@ -88,3 +89,13 @@ def epoch_batches(n: int, batch_size: int, seed: int, epoch: int) -> list[list[i
     random.Random(f"{seed}/{epoch}").shuffle(order)
     batch_size = min(batch_size, n)
     return [order[i : i + batch_size] for i in range(0, n - batch_size + 1, batch_size)]
+
+
+def plan_batches(n: int, config: SFTConfig | PreferenceConfig, seed: int) -> list[list[int]]:
+    """The indices of every batch of every epoch, cut at `max_steps`."""
+    batches = [
+        batch
+        for epoch in range(config.epochs)
+        for batch in epoch_batches(n, config.batch_size, seed, epoch)
+    ]
+    return batches[: config.max_steps] if config.max_steps else batches

@@ -6,6 +6,8 @@
     load_config("data/configs/ppo.toml")
 
 A field has one home: `model_name` stands in `SFTConfig` only, RL goes on from the SFT checkpoint.
+A new one takes a type, a default, a comment with its unit and off-switch, and a check in
+`__post_init__`; `--set` and TOML files know it by itself.
 """
 
 from __future__ import annotations

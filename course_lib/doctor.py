@@ -28,6 +28,7 @@ from course_lib.grpo import train_grpo
 from course_lib.rewards import Score
 from course_lib.run_data import RunData, load_run_data, planned_steps
 from course_lib.sft import train_sft
+from course_lib.stages import EVALUATIONS
 
 if TYPE_CHECKING:
     from course_lib.client import CourseService
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
 PACKAGES = ("tinker", "torch", "transformers", "peft", "datasets", "jupyterlab", "modal")
 NEEDED_GB = 1.0  # the checkpoints of many runs of the shipped model
 PROBE_PROBLEMS = 32
-EVALUATIONS = 3 * 2  # base, SFT and RL, each at temperature 1 and greedily
 
 
 @dataclass(frozen=True)

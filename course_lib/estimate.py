@@ -10,15 +10,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import ceil
 
+from course_lib.batches import plan_batches
 from course_lib.config import RunConfig
 from course_lib.run_data import RunData
 from course_lib.run_judge import needs_judge
-from course_lib.sft import plan_batches
+from course_lib.stages import EVALUATIONS
 
 CHARACTERS_PER_TOKEN = 3  # English has about 4; digits and other languages fewer
 TEMPLATE_TOKENS = 6  # of a chat template, per message
-STAGES = 3  # base, SFT and RL are each judged
-DECODINGS = 2  # at temperature 1 and greedily
 
 
 @dataclass(frozen=True)
@@ -47,7 +46,7 @@ def estimate_tokens(config: RunConfig, data: RunData) -> TokenEstimate:
     asked = [_tokens([message.content for message in each.messages]) for each in problems]
     prompt = ceil(sum(asked) / len(asked))
     groups = rl.steps * rl.prompts_per_step
-    judged = STAGES * DECODINGS * config.eval_problems
+    judged = EVALUATIONS * config.eval_problems
     if rl.eval_every:
         judged += ceil(rl.steps / rl.eval_every) * rl.eval_problems  # after the last step, too
     completions = groups * rl.group_size

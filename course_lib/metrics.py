@@ -1,8 +1,8 @@
 """What did a run measure, and how sure are we? The log of a run, and the numbers computed from it.
 
 `MetricsLog` and `read_metrics` keep `metrics.jsonl`: one JSON object per line. The rest are pure
-functions of lists: negative log-likelihood, KL estimators, pass@k, bootstrap intervals. Logarithms
-are natural, so the unit is the nat.
+functions of lists: KL estimators, pass@k, bootstrap intervals. Logarithms are natural, so the unit
+is the nat.
 
 Sources: KL estimators, Schulman 2020, http://joschu.net/blog/kl-approx.html; pass@k, Chen et al.
 2021, https://arxiv.org/abs/2107.03374, equation 1; bootstrap, Efron 1979.
@@ -88,30 +88,6 @@ def _drop_torn_line(path: Path) -> None:
             file.write(b"\n")
         else:
             file.truncate(len(complete) + len(newline))
-
-
-# --------------------------------------------------------------------------------------------------
-# Negative log-likelihood
-
-
-def mean_nll(logprobs: Sequence[Sequence[float]], weights: Sequence[Sequence[float]]) -> float:
-    """Mean negative log-likelihood per trained token, in nats; both arguments (datums, tokens).
-
-    It is a mean over tokens, not over datums: a long answer counts for more than a short one.
-
-    >>> mean_nll([[-9.0, -1.0], [-9.0, -2.0, -3.0]], [[0.0, 1.0], [0.0, 1.0, 1.0]])
-    2.0
-    """
-    total = count = 0.0
-    for datum_logprobs, datum_weights in zip(logprobs, weights, strict=True):
-        for logprob, weight in zip(datum_logprobs, datum_weights, strict=True):
-            if weight:  # not 0 * logprob: a masked -inf would give NaN
-                total -= weight * logprob
-                count += weight
-    if count <= 0:
-        remedy = "give at least one token with a weight above 0"
-        raise CourseError("mean_nll", "no token is trained on", remedy)
-    return total / count
 
 
 # --------------------------------------------------------------------------------------------------

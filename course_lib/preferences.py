@@ -22,7 +22,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from course_lib.batches import epoch_batches, make_datum
+from course_lib.batches import make_datum, plan_batches
 from course_lib.checkpoints import (
     Checkpoint,
     CheckpointLog,
@@ -241,12 +241,7 @@ def _train_on_pairs(
     """The loop that both methods share: a batch of pairs, a custom loss, a step."""
     import tinker
 
-    batches = [
-        batch
-        for epoch in range(config.epochs)
-        for batch in epoch_batches(len(datums_2), config.batch_size, seed, epoch)
-    ]
-    batches = batches[: config.max_steps] if config.max_steps else batches
+    batches = plan_batches(len(datums_2), config, seed)
     log = MetricsLog(out / "metrics.jsonl") if out else None
     rows: list[dict[str, Any]] = []
     for step, batch in enumerate(batches, start=1):

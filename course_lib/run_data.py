@@ -5,6 +5,7 @@ from __future__ import annotations
 import zlib
 from dataclasses import dataclass
 
+from course_lib.batches import plan_batches
 from course_lib.config import RunConfig, SFTConfig, find_file
 from course_lib.conversations import Conversation, dataset_type_of, load_conversations
 from course_lib.environments import (
@@ -14,7 +15,6 @@ from course_lib.environments import (
     sums_environment,
     village_environment,
 )
-from course_lib.sft import plan_batches
 
 SHIPPED_DATA = SFTConfig().data_path
 SHIPPED_HELDOUT = "data/heldout.jsonl"

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from course_lib.batches import epoch_batches, make_datum
+from course_lib.batches import make_datum, plan_batches
 from course_lib.checkpoints import (
     Checkpoint,
     CheckpointLog,
@@ -126,16 +126,6 @@ def sft_datums(
     """Conversations as training data; one over `max_length` is an error that names its place."""
     rendered = (render_conversation(each, tokenizer, config.train_on) for each in conversations)
     return [make_datum(each, config.max_length) for each in rendered]
-
-
-def plan_batches(n: int, config: SFTConfig, seed: int) -> list[list[int]]:
-    """The indices of every batch of every epoch, cut at `max_steps`."""
-    batches = [
-        batch
-        for epoch in range(config.epochs)
-        for batch in epoch_batches(n, config.batch_size, seed, epoch)
-    ]
-    return batches[: config.max_steps] if config.max_steps else batches
 
 
 def scheduled_rate(step: int, total: int, config: SFTConfig | RLConfig) -> float:

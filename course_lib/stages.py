@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from course_lib.client import CourseService
 
 STAGES = ("base", "sft", "rl")
+EVALUATIONS = 2 * len(STAGES)  # of a whole run: each stage at temperature 1 and greedily
 SHOWN_SAMPLES = 10  # problems in samples.jsonl
 
 
@@ -85,7 +86,7 @@ class StageJudge:
         judged = needs_judge(self.config, self.data)  # a judge compares; it has no mean to report
         if self.on_step:
             step = 2 * STAGES.index(name) + (1 if temperature else 2)
-            self.on_step(step, 6, {"phase": "eval", "stage": name})
+            self.on_step(step, EVALUATIONS, {"phase": "eval", "stage": name})
         return evaluate(
             model.save_weights_and_get_sampling_client().result(),
             model.get_tokenizer(),

@@ -4,16 +4,16 @@
     print(report)  # report.ok is False if there is an error
 
 The file is read once, row by row, in constant memory whatever its size. Two things are bounded for
-that. The report keeps the first 1,000 faults of each kind; all are counted, and `on_fault` hears of
-each. Repeats are looked for among the first 500,000 rows, kept as 8-byte hashes (55 MB in
-all). Where a bound was reached, the report says so.
+that. The report keeps the first 1,000 faults of each kind, and counts all. Repeats are looked for
+among the first 500,000 rows, kept as 8-byte hashes (55 MB in all). Where a bound was reached, the
+report says so.
 """
 
 from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from pathlib import Path
@@ -126,12 +126,8 @@ def validate_file(
     tokenizer: PreTrainedTokenizerBase | None = None,
     max_length: int | None = None,
     against: str | Path | None = None,
-    *,
-    dataset_type: str | None = None,
-    train_on: str = "last_assistant",
-    on_fault: Callable[[Fault], None] | None = None,
 ) -> ValidationReport:
-    """Look at every row of a JSONL file or Hugging Face dataset (`dataset_type` None: by its name).
+    """Look at every row of a JSONL file or Hugging Face dataset: which of them, its name says.
 
     With a tokenizer, each conversation is rendered as training does it, and may have `max_length`
     tokens. With `against`, a held-out file, prompts that stand in both are found: leakage.
@@ -141,21 +137,19 @@ def validate_file(
     report = ValidationReport(str(path), "tokens" if tokenizer else "characters")
     seen = _Memory()
     heldout = _Memory() if against is None else _prompts_of(against)
-    for line, row, faults in read_rows(path, dataset_type or dataset_type_of(path)):
+    for line, row, faults in read_rows(path, dataset_type_of(path)):
         faults = list(faults)
         report.rows += all(one.kind not in ("blank_line", "empty_file") for one in faults)
         if row is not None and all(one.severity != ERROR for one in faults):
             conversation = as_conversation(row, f"{path}:{line}")
             faults += _repeats(conversation, line, seen, heldout, str(against))
-            found, length = _length(conversation, line, tokenizer, max_length, train_on)
+            found, length = _length(conversation, line, tokenizer, max_length)
             faults += found
             _count(report, conversation, line, length)
         for one in faults:
             report.counts[one.kind] += 1
             if report.counts[one.kind] <= KEPT_PER_KIND:
                 report.faults.append(one)
-            if on_fault is not None:
-                on_fault(one)
     report.all_remembered = not (seen.full or heldout.full)
     return report
 
@@ -173,7 +167,6 @@ def _length(
     line: int,
     tokenizer: PreTrainedTokenizerBase | None,
     max_length: int | None,
-    train_on: str,
 ) -> tuple[list[Fault], int]:
     """What only the tokenizer can tell, and the length in tokens (without one: in characters)."""
     if tokenizer is None:
@@ -183,7 +176,7 @@ def _length(
         for token in dict.fromkeys(control_tokens_in(message.content, tokenizer)):
             faults.append(fault(line, "control_token", f"message {number} spells out {token}"))
     try:
-        n_tokens = len(render_conversation(conversation, tokenizer, train_on).tokens)
+        n_tokens = len(render_conversation(conversation, tokenizer).tokens)
     except CourseError as error:
         refused = fault(line, "not_renderable", error.finding)
         return [*faults, replace(refused, remedy=error.remedy)], 0

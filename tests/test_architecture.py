@@ -22,7 +22,7 @@ ORDER = """
 errors files dotenv startup world fields faults metrics config conversations chat_text rendering
 validation batches losses engine client checkpoints rewards environments rollouts evaluation
 comparison advantages rl_metrics sft preferences judges grpo diagnosis recordings export serve
-modal_app deploy plots run_data run_judge estimate stages pipeline chat compare doctor lessons
+modal_app deploy plots run_data run_judge stages estimate pipeline chat compare doctor lessons
 widgets checks cli command
 """.split()  # noqa: SIM905 (a list would take a screen)
 MAY_IMPORT_ENGINE = {"engine", "client", "serve", "cli"}

@@ -194,6 +194,15 @@ def test_a_build_says_what_it_runs_where_it_failed_and_how_to_mend_a_difference(
     assert capsys.readouterr().out.endswith("again: python -m tools.build_notebooks 05\n")
 
 
+def test_a_build_says_that_the_card_has_new_numbers(lesson, capsys):
+    """A build beside other work wrote 195 s for 20 s onto the card, without a word."""
+    source = lesson()
+    build_notebooks.build(source)
+    assert "The card has new numbers: " in capsys.readouterr().out
+    build_notebooks.build(source)
+    assert "The card" not in capsys.readouterr().out
+
+
 def test_without_running_old_outputs_stay_where_the_source_did(lesson):
     source = lesson()
     path = stored(source)
@@ -219,6 +228,22 @@ def test_without_running_old_outputs_stay_where_the_source_did(lesson):
     ],
 )
 def test_what_must_not_be_stored_stops_the_build(cell, complaint, tmp_path):
+    with pytest.raises(BuildError, match=complaint):
+        execute(notebook(cell), tmp_path)
+
+
+@pytest.mark.parametrize(
+    "cell,complaint",
+    [
+        ("import time; time.sleep(30)", "'cell-0' took more than 1 s: give it less to do"),
+        ("import os; os._exit(1)", "the kernel died in cell 'cell-0'"),
+    ],
+)
+def test_a_cell_that_never_ends_and_a_kernel_that_dies_are_told_by_cell(
+    cell, complaint, tmp_path, monkeypatch
+):
+    """Both came as a traceback of nbclient that named no cell."""
+    monkeypatch.setattr("tools.execute.CELL_S", 1)
     with pytest.raises(BuildError, match=complaint):
         execute(notebook(cell), tmp_path)
 

@@ -49,7 +49,8 @@ def stub_value(exercise: Exercise):
 
 def test_there_are_thirty_exercises_and_two_to_four_in_each_lesson():
     assert len(EXERCISES) >= 30
-    assert all(2 <= len(exercises(lesson)) <= 4 for lesson in LESSONS)
+    counts = {lesson: len(exercises(lesson)) for lesson in LESSONS}
+    assert [f"{lesson}: {n} exercises" for lesson, n in counts.items() if not 2 <= n <= 4] == []
 
 
 def test_ids_are_numbered_within_their_lesson():
@@ -88,11 +89,13 @@ def test_every_mutant_fails_with_its_own_message(exercise, name):
 
 @pytest.mark.parametrize("exercise", EXERCISES, ids=by_id)
 def test_there_are_three_mutants_and_three_hints_of_readable_length(exercise):
-    assert len(exercise.mutants) >= 3
+    assert len(exercise.mutants) >= 3, "name three wrong answers that learners write"
     messages = [mutant.message for mutant in exercise.mutants.values()]
-    assert len(set(messages)) == len(messages)
+    assert len(set(messages)) == len(messages), "two mutants say the same"
     assert len(set(exercise.hints)) == 3
-    assert all(4 <= len(text.split()) <= 45 for text in (*exercise.hints, *messages))
+    texts = (*exercise.hints, *messages)
+    unread = [text for text in texts if not 4 <= len(text.split()) <= 45]
+    assert not unread, "hints and messages have 4 to 45 words"
 
 
 def solution_lines(exercise: Exercise) -> list[str]:

@@ -1,15 +1,21 @@
 """Config: presets as promised, every wrong value told by field, value and range."""
 
+import contextlib
 import dataclasses
+import inspect
+import re
 import subprocess
 import sys
+import typing
 from pathlib import Path
 
 import pytest
 
 from course_lib.config import (
     PROJECT,
+    SECTIONS,
     DeployConfig,
+    PreferenceConfig,
     RLConfig,
     RunConfig,
     SFTConfig,
@@ -185,6 +191,31 @@ def test_a_config_survives_the_trip_through_plain_data():
 def test_configs_are_frozen(kind):
     with pytest.raises(dataclasses.FrozenInstanceError):
         kind().lora_rank = 4
+
+
+def unguarded(kind) -> list[str]:
+    """The numbers of a configuration that may be anything."""
+    found = []
+    for name, of_type in typing.get_type_hints(kind).items():
+        if of_type in (int, float):
+            with contextlib.suppress(CourseError):
+                found.append(kind(**{name: -(10**12)}) and name)
+    return found
+
+
+@pytest.mark.parametrize("kind", [SFTConfig, RLConfig, PreferenceConfig, DeployConfig, RunConfig])
+def test_every_field_has_a_range_a_comment_and_a_reader(kind):
+    """A field without them was accepted from `--set`, whatever its value, and did nothing."""
+    place = f"course_lib/config.py, {kind.__name__}"
+    assert not unguarded(kind), f"{place}: add check_range for {unguarded(kind)}"
+    plain = [item.name for item in dataclasses.fields(kind) if item.name not in SECTIONS]
+    written = re.split(r"^    (?=\w+: )|^    def ", inspect.getsource(kind), flags=re.M)
+    silent = [n for n in plain if not any(w.startswith(f"{n}: ") and "  # " in w for w in written)]
+    assert not silent, f"{place}: say unit and off-switch of {silent} in a comment beside it"
+    files = [file for file in (PROJECT / "course_lib").rglob("*.py") if file.name != "config.py"]
+    library = "\n".join(file.read_text(encoding="utf-8") for file in files)
+    unread = [name for name in plain if not re.search(rf"\.{name}\b", library)]
+    assert not unread, f"{place}: nothing in course_lib reads {unread}"
 
 
 def test_shipped_files_are_found_from_any_folder(tmp_path, monkeypatch):

@@ -2,13 +2,31 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
 import math
+import pkgutil
 import random
 
 import numpy as np
 import pytest
 
-from course_lib.plots import bars, chat, curves, estimators, groups, heat, lora, ratios, scatter
+from course_lib import plots
+from course_lib.plots import (
+    bars,
+    chat,
+    clinic,
+    curves,
+    estimators,
+    groups,
+    heat,
+    lora,
+    preferences,
+    ratios,
+    scatter,
+    seeds,
+    shares,
+)
 from course_lib.plots import merge as merges
 from course_lib.plots import serving as servings
 from course_lib.plots.tokens import LINE, layout, shown, token_strip, value_strip
@@ -49,7 +67,6 @@ def every_figure():
         "counts": bars.counts_figure([1.0, 2.0, 2.0], "T", "tokens", bins=2, marks={"median": 2.0}),
         "ratio_histogram": ratios.ratio_histogram([0.5, 1.0, 1.5, 1.5], [-1, 1, 1, -1]),
         "losses": ratios.losses_figure([0.5, 1.0], {"ppo": ([1, 2], [3, 4])}, 1.0, 0.9, (0.8, 1.2)),
-        "clipped": ratios.clipped_share_figure({"1 late": (0.1, 0.2)}),
         "dead": groups.dead_groups_figure(0.05, 8),
         "luck": groups.luck_figure([0.0, 1.0], [rng.random() for _ in range(50)]),
         "intervals": groups.intervals_figure(["a"], [0.1], [(0.0, 0.2)], "T", "gain", zero=True),
@@ -66,6 +83,12 @@ def every_figure():
         "timeline": servings.timeline_figure(
             {"in turn": [(0, 1, 2), (2, 2.5, 3)], "at once": [(0, 1.5, 2.5), (0, 1.6, 2.4)]}, "T"
         ),
+        "shares": shares.shares_figure(["long mask", "b"], {"right": [0.25, 0.0]}, "T"),
+        "kept": lora.kept_figure([0, 1], [0.0, 1.0], [0.0, 1.0], "T"),
+        "calibration": preferences.calibration_figure([(0.55, 0.5, 4), (0.9, 0.75, 16)], "T"),
+        "arms": preferences.arms_figure({"gamed": ([0.1, 1.0], [0.4, 0.3])}, "T"),
+        "seeds": seeds.seeds_figure({"arm": [0.1, 0.3]}, "T", "share", level=(0.2, "chance")),
+        "clinic": clinic.clinic_figure(ROWS, ROWS, "T"),
         "chat": chat.chat_figure("How much?", {"base": "no $ idea\n" * 30, "SFT": ""}),
     }
 
@@ -73,9 +96,29 @@ def every_figure():
 FIGURES = every_figure()
 
 
+def figure_functions() -> set[str]:
+    """The public functions of course_lib/plots that return a Figure; those of a run aside."""
+    modules = [f"{plots.__name__}.{found.name}" for found in pkgutil.iter_modules(plots.__path__)]
+    modules.remove("course_lib.plots.run")  # test_plots_run draws them
+    return {
+        name
+        for module in map(importlib.import_module, modules)
+        for name, value in vars(module).items()
+        if inspect.isfunction(value) and value.__module__ == module.__name__
+        if value.__annotations__.get("return") == "Figure" and name != "describe"
+    }
+
+
+def test_every_figure_function_is_drawn_here():
+    drawn = inspect.getsource(every_figure)
+    missing = [name for name in sorted(figure_functions()) if f"{name}(" not in drawn]
+    assert not missing, f"add {missing} to every_figure(), with data that exercises the branches"
+
+
 @pytest.mark.parametrize("name", FIGURES)
 def test_every_figure_has_words_in_one_line_without_surprises(name):
     words = description(FIGURES[name])
+    assert words, 'the function does not end with: return describe(figure, "what is drawn")'
     assert 18 < len(words) < 400
     assert "\n" not in words
     assert words.endswith(".")
@@ -96,7 +139,10 @@ def test_nothing_is_cut_off_at_the_edge(name):
 
 @pytest.mark.parametrize("name", FIGURES)
 def test_every_axis_that_is_drawn_is_named(name):
-    unnamed = {"next_token", "stacked", "estimators", "intervals", "clipped", "agreement"}
+    unnamed = {"next_token", "stacked", "estimators", "intervals", "agreement"} | {
+        "seeds",
+        "clinic",
+    }
     for axes in FIGURES[name].axes:
         if axes.axison and name not in unnamed:
             assert axes.get_xlabel() or axes.get_ylabel()

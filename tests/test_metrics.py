@@ -22,7 +22,6 @@ from course_lib.metrics import (
     kl_k1,
     kl_k2,
     kl_k3,
-    mean_nll,
     pass_at_k,
     read_metrics,
 )
@@ -134,25 +133,6 @@ def test_a_broken_line_before_the_last_is_named(tmp_path: Path, line: str) -> No
 def test_a_missing_log_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(CourseError, match="No such file"):
         read_metrics(tmp_path / "metrics.jsonl")
-
-
-# --------------------------------------------------------------------------------------------------
-# Negative log-likelihood
-
-
-def test_nll_is_minus_the_weighted_mean_logprob() -> None:
-    assert mean_nll([[-1.0, -2.0], [-6.0]], [[1.0, 1.0], [1.0]]) == pytest.approx(3.0)
-    assert mean_nll([[-1.0, -2.0], [-6.0]], [[1.0, 0.0], [0.5]]) == pytest.approx(4.0 / 1.5)
-
-
-def test_an_impossible_token_outside_the_answer_does_not_spoil_the_nll() -> None:
-    assert mean_nll([[-math.inf, -2.0]], [[0.0, 1.0]]) == 2.0
-
-
-@pytest.mark.parametrize("weights", [[[0.0]], [[]]])
-def test_nll_of_nothing_is_refused(weights: list[list[float]]) -> None:
-    with pytest.raises(CourseError, match="no token is trained on"):
-        mean_nll([[-1.0] * len(weights[0])], weights)
 
 
 # --------------------------------------------------------------------------------------------------

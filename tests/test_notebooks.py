@@ -113,7 +113,8 @@ def test_every_check_passes_in_the_solutions_and_is_not_attempted_by_students(so
     for edition, verdict in (("solution", "passed."), ("student", "not attempted.")):
         said = "\n".join(texts(cell) for cell in code_cells(source, edition))
         for exercise in exercises(source.stem[:2]):
-            assert f"{exercise.id} {exercise.title}: {verdict}" in " ".join(said.split())
+            line = f"{exercise.id} {exercise.title}: {verdict}"
+            assert line in " ".join(said.split()), f"no cell of the {edition} says: {line}"
 
 
 @pytest.mark.parametrize("source", SOURCES, ids=by_name)
@@ -142,9 +143,9 @@ def test_every_exercise_of_the_lesson_is_asked_once_and_its_check_assigned(sourc
     assert sorted(asked) == [exercise.id for exercise in exercises(source.stem[:2])]
     code = "\n".join(cell.source for cell in cells if cell.cell_type == "code")
     for exercise in exercises(source.stem[:2]):
-        assert re.search(
-            rf'^{exercise.name} = check\(\s*"{exercise.id}", {exercise.name}', code, re.M
-        )
+        name, call = exercise.name, f'{exercise.name} = check("{exercise.id}", {exercise.name}'
+        found = re.search(rf'^{name} = check\(\s*"{exercise.id}", {name}', code, re.M)
+        assert found, f"no cell of {source.name} begins a line with: {call}"
 
 
 @pytest.mark.parametrize("source", SOURCES, ids=by_name)
@@ -154,10 +155,11 @@ def test_an_exercise_cell_defines_what_its_stub_defines_and_nothing_else(source)
         if "exercise" in cell.metadata:
             name = find(cell.metadata.exercise).name
             tree = ast.parse(cell.source)
-            assert not any(isinstance(node, ast.Import | ast.ImportFrom) for node in tree.body)
+            imports = [n for n in tree.body if isinstance(n, ast.Import | ast.ImportFrom)]
+            assert not imports, f"cell {cell.metadata.id!r} imports: do that in a cell above"
             functions = [n.name for n in tree.body if isinstance(n, ast.FunctionDef)]
-            assert functions in ([name], [])
-            assert functions or re.search(rf"^{name} = ", cell.source, re.M)
+            assert functions in ([name], []), f"cell {cell.metadata.id!r} defines more than {name}"
+            assert functions or re.search(rf"^{name} = ", cell.source, re.M), cell.metadata.id
 
 
 @pytest.mark.parametrize("source", SOURCES, ids=by_name)
@@ -167,7 +169,7 @@ def test_students_do_not_get_the_solutions(source):
     for cell in read_cells(source):
         if "exercise" in cell.metadata:
             exercise = find(cell.metadata.exercise)
-            assert exercise.stub in everything
+            assert exercise.stub in everything, f"{exercise.id}: its stub is not stored"
             for line in solution_lines(cell.source, exercise.stub):
                 assert line not in squeezed, line
 

@@ -71,9 +71,14 @@ def test_every_needed_package_is_pinned_and_no_other():
 
 
 def test_the_tests_run_on_the_pinned_versions():
-    differing = {name: found for name, found in needed().items() if pins()[name] != found}
+    pinned = pins()
+    differing = [
+        f"{name} {found} is installed, constraints.txt pins {pinned[name]}"
+        for name, found in needed().items()
+        if pinned[name] != found
+    ]
 
-    assert not differing
+    assert not differing, "install the pins: pip install -c constraints.txt -e .[dev]"
 
 
 def test_the_pins_can_be_installed_on_the_oldest_python_that_is_promised():
@@ -89,7 +94,9 @@ def test_the_pins_can_be_installed_on_the_oldest_python_that_is_promised():
 def test_each_pin_lies_in_its_range(requirement: Requirement):
     assert requirement.specifier, "give a range"
     assert not any(each.operator == "==" for each in requirement.specifier), "pins stand elsewhere"
-    assert Version(pins()[canonicalize_name(requirement.name)]) in requirement.specifier
+    pin = pins()[canonicalize_name(requirement.name)]
+    remedy = "widen the range in pyproject.toml, or take another version"
+    assert Version(pin) in requirement.specifier, f"{pin} is not {requirement}: {remedy}"
 
 
 def test_conda_takes_the_same_packages_and_the_same_pins():

@@ -8,9 +8,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
-from chat_templates import COURSE, byte_tokenizer
-from transformers import AutoModelForCausalLM, LlamaConfig
 
 from course_lib.checkpoints import CheckpointLog, StopTraining
 from course_lib.client import connect
@@ -35,27 +32,6 @@ SMALL = [
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("base")
-    tokenizer = byte_tokenizer(COURSE)
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=1024,
-        eos_token_id=tokenizer.eos_token_id,
-        bos_token_id=None,
-    )
-    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
 def heldout(tmp_path_factory) -> Path:
     """A few held-out conversations: 300 of them would be most of a tiny run's time."""
     file = tmp_path_factory.mktemp("data") / "heldout.jsonl"
@@ -65,9 +41,9 @@ def heldout(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def service(base, tmp_path_factory):
+def service(course_model, tmp_path_factory):
     opened = connect(
-        "embedded", model=str(base), store=tmp_path_factory.mktemp("store"), quiet=True
+        "embedded", model=str(course_model), store=tmp_path_factory.mktemp("store"), quiet=True
     )
     yield opened
     opened.engine.stop()
@@ -136,10 +112,19 @@ def uninterrupted(service, heldout, tmp_path_factory):
 
 @pytest.mark.parametrize(("phase", "step"), [("sft", 5), ("rl", 3)])
 def test_a_run_killed_with_kill_9_goes_on_to_the_same_metrics(
-    service, base, heldout, uninterrupted, tmp_path, phase, step
+    service, course_model, heldout, uninterrupted, tmp_path, phase, step
 ):
     store, out = str(service.engine.rooms.store.root), tmp_path / "killed"
-    command = [sys.executable, "-c", KILLED_RUN, str(base), store, str(out), phase, str(step)]
+    command = [
+        sys.executable,
+        "-c",
+        KILLED_RUN,
+        str(course_model),
+        store,
+        str(out),
+        phase,
+        str(step),
+    ]
     killed = subprocess.run(
         [*command, *RESUMABLE, f"sft.eval_path={heldout}"], timeout=100, env=dict(os.environ)
     )

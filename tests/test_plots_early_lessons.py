@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-from io import BytesIO
 from itertools import pairwise
-
-import numpy as np
-import pytest
-from PIL import Image
 
 from course_lib.plots.bars import next_token_figure
 from course_lib.plots.curves import curves_figure
@@ -48,20 +43,6 @@ def test_the_cut_change_is_drawn_by_rank_with_its_improvement_and_its_energy():
     assert [text.get_text() for text in axes.get_xticklabels()] == ["0", "1", "4"]
     assert axes.get_ylim()[1] > 1.02
     assert "rank 4: 102% and 60%" in description(figure)
-
-
-@pytest.mark.parametrize(
-    "figure",
-    [
-        shares_figure(["a mask with a long name", "b"], SHARES, "T"),
-        kept_figure([0, 1], [0.0, 1.0], [0.0, 1.0], "T"),
-    ],
-)
-def test_nothing_is_cut_off_at_the_edge(figure):
-    with Image.open(BytesIO(figure._repr_png_())) as picture:
-        page = np.asarray(picture.convert("L"))
-    for edge in (page[0], page[-1], page[:, 0], page[:, -1]):
-        assert edge.min() > 250
 
 
 def test_a_run_that_was_judged_every_fourth_step_is_drawn_at_those_steps():

@@ -2,12 +2,6 @@
 
 from __future__ import annotations
 
-from io import BytesIO
-
-import numpy as np
-import pytest
-from PIL import Image
-
 from course_lib.plots.heat import heat_map
 from course_lib.plots.preferences import arms_figure, calibration_figure
 from course_lib.plots.words import description
@@ -62,11 +56,3 @@ def test_the_words_give_the_ends_of_every_curve():
         FIGURES["arms"]
     )
     assert "90% sure, 75% right (16)" in description(FIGURES["calibration"])
-
-
-@pytest.mark.parametrize("name", FIGURES)
-def test_nothing_is_cut_off_at_the_edge(name):
-    with Image.open(BytesIO(FIGURES[name]._repr_png_())) as picture:
-        page = np.asarray(picture.convert("L"))
-    for edge in (page[0], page[-1], page[:, 0], page[:, -1]):
-        assert edge.min() > 250

@@ -10,7 +10,7 @@ import torch
 from tiny_models import ARCHITECTURES, END, VOCAB, random_tokens, tiny_model, tiny_tokenizer
 
 from course_lib.engine.model import BaseModel, agreeing_llama
-from course_lib.engine.picking import Drawing, uniforms
+from course_lib.engine.picking import Drawing, truncated, uniforms
 from course_lib.engine.requests import (
     AdamParams,
     LoraSpec,
@@ -141,6 +141,8 @@ def test_top_p_keeps_the_smallest_set_that_reaches_it():
     assert draws(LOGITS, top_p=0.6) == pytest.approx([0, 4 / 7, 3 / 7, 0], abs=0.02)
     assert draws(LOGITS, top_p=0.39) == pytest.approx([0, 1, 0, 0])
     assert draws(LOGITS, top_p=1e-6) == pytest.approx([0, 1, 0, 0])
+    exact = torch.tensor([[0.25, 0.5, 0.25]])  # the likeliest alone reaches a half, no more is kept
+    assert truncated(exact, torch.tensor([-1]), torch.tensor([0.5])).tolist() == [[0, 0.5, 0]]
 
 
 def test_at_a_high_temperature_the_likeliest_are_still_kept():

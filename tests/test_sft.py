@@ -6,12 +6,13 @@ import pytest
 from chat_templates import COURSE, byte_tokenizer
 from toy_policy import ToyPolicy
 
+from course_lib.batches import plan_batches
 from course_lib.checkpoints import StopTraining
 from course_lib.config import SFTConfig
 from course_lib.conversations import Conversation, Message
 from course_lib.errors import CourseError
 from course_lib.metrics import read_metrics
-from course_lib.sft import plan_batches, scheduled_rate, sft_datums, train_sft
+from course_lib.sft import scheduled_rate, sft_datums, train_sft
 
 TOKENIZER = byte_tokenizer(COURSE)
 

@@ -5,14 +5,15 @@ answers.
 import json
 import random
 import re
-from itertools import islice
+import runpy
+import sys
+from itertools import islice, zip_longest
 from pathlib import Path
 
 import pytest
 
 from course_lib.world import direct_answer, is_heldout, sum_problem, worked_answer
 from course_lib.world.corpus import documents
-from course_lib.world.dialogues import conversations, preference_pairs
 from course_lib.world.sums import QUESTION_FORMS, ask
 from course_lib.world.village import FACTS, VILLAGERS, fact_sentence
 
@@ -94,11 +95,25 @@ def test_facts_are_stated_as_sentences():
     assert fact_sentence(VILLAGERS[0], "animal") == "Mira keeps a goat"
 
 
-def test_the_shipped_files_are_what_the_script_makes():
-    rows = [json.dumps({"messages": row}) for row in conversations(0, 50)]
-    assert (DATA / "conversations.jsonl").read_text().splitlines()[:50] == rows
-    pairs = [json.dumps(row) for row in preference_pairs(0, 50)]
-    assert (DATA / "preferences.jsonl").read_text().splitlines()[:50] == pairs
+@pytest.mark.parametrize("name", ["conversations.jsonl", "heldout.jsonl", "preferences.jsonl"])
+def test_every_row_that_is_shipped_is_what_the_script_makes(name, made_again):
+    """Only the first fifty rows were compared, and a wrong answer in row 500 was nobody's."""
+    shipped, made = ((folder / name).read_bytes().split(b"\n") for folder in (DATA, made_again))
+    pairs = enumerate(zip_longest(shipped, made), start=1)
+    changed = [number for number, (row, again) in pairs if row != again]
+    assert not changed, (
+        f"data/{name}:{changed[0]} is not what data/make_data.py makes ({len(changed)} such rows): "
+        "rows are not edited by hand; change course_lib/world and run python data/make_data.py"
+    )
+
+
+@pytest.fixture(scope="module")
+def made_again(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["make_data.py", "--out", str(folder)])
+        runpy.run_path(str(DATA / "make_data.py"), run_name="__main__")
+    return folder
 
 
 def test_chosen_replies_are_true_and_civil():

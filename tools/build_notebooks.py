@@ -30,6 +30,10 @@ from tools.execute import BuildError, execute
 
 COMMAND = "python -m tools.build_notebooks"
 ALL_WELL = "The notebooks are what their sources make."
+NEW_CARD = (
+    "The card has new numbers: {seconds} s, {cores} cores busy. If this machine was not quiet: "
+    "git checkout solutions/measured.json, and build again with --no-execute."
+)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -72,8 +76,8 @@ def build(source: Path, preset: str = "tiny", execute_cells: bool = True) -> Non
                 measured = execute(notebook, folder, preset)
             except BuildError as error:
                 raise BuildError(f"{source.name}, edition {edition}: {error}") from None
-            if edition == "solution":
-                keep_measurement(source.stem, preset, measured)
+            if edition == "solution" and keep_measurement(source.stem, preset, measured):
+                print(NEW_CARD.format(**measured), flush=True)
         if preset != "tiny":
             return
         _refresh_card(notebook, source, edition)

@@ -24,16 +24,17 @@ def read_measurements() -> Measurements:
     return json.loads(MEASURED.read_text(encoding="utf-8")) if MEASURED.exists() else {}
 
 
-def keep_measurement(lesson: str, preset: str, measured: dict[str, Any]) -> None:
-    """Write a lesson's measurement, unless the one on file says nearly the same."""
+def keep_measurement(lesson: str, preset: str, measured: dict[str, Any]) -> bool:
+    """Write a lesson's measurement, unless the one on file says nearly the same; was it written?"""
     everything = read_measurements()
     old = everything.get(lesson, {}).get(preset)
     if old and not _differs(old, measured):
-        return
+        return False
     everything.setdefault(lesson, {})[preset] = measured
     draft = MEASURED.with_suffix(f".{os.getpid()}.tmp")
     draft.write_text(json.dumps(everything, indent=1, sort_keys=True) + "\n", encoding="utf-8")
     draft.replace(MEASURED)  # whole or not at all: two builds may run side by side
+    return True
 
 
 def _differs(old: dict[str, Any], new: dict[str, Any]) -> bool:

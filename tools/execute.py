@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from nbclient import NotebookClient
-from nbclient.exceptions import CellExecutionError
+from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 from nbformat import NotebookNode
 
 from tools.card import machine
@@ -98,6 +98,12 @@ def _run_cell(client: NotebookClient, cell: NotebookNode, index: int, count: int
     except CellExecutionError as error:
         text = re.sub(r"\x1b\[[0-9;]*m", "", str(error))  # without the colours of a terminal
         raise BuildError(f"cell {cell.id!r} raised {error.ename}\n{text}") from None
+    except CellTimeoutError:
+        finding = f"cell {cell.id!r} took more than {CELL_S} s"
+        raise BuildError(f"{finding}: give it less to do, or build on a quieter machine") from None
+    except DeadKernelError:
+        remedy = "was there memory enough?"
+        raise BuildError(f"the kernel died in cell {cell.id!r}: {remedy}") from None
 
 
 def _use(client: NotebookClient) -> tuple[float, float]:

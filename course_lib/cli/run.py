@@ -180,10 +180,8 @@ def open_service(config: RunConfig, data: RunData, yes: bool) -> CourseService:
     from course_lib.client import choose, connect
     from course_lib.estimate import estimate_tokens
 
-    estimate = None
     if choose(config.backend).backend == "hosted":
-        estimate = str(estimate_tokens(config, data))
-        print(f"A hosted run costs money. Estimate: {estimate}.")
+        print(f"A hosted run costs money. Estimate: {estimate_tokens(config, data)}.")
         yes = yes or (sys.stdin.isatty() and typer.confirm("Go on?"))
     return connect(
         config.backend,

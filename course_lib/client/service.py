@@ -101,7 +101,6 @@ def connect(
     store: str | os.PathLike[str] | None = None,
     confirm: bool = False,
     quiet: bool = False,
-    estimate: str | None = None,
 ) -> CourseService:
     """A service client for `backend`: "embedded", "hosted", a URL, or None (see `choose`).
 
@@ -110,7 +109,6 @@ def connect(
             elsewhere the SDK name of a model that the server has.
         store: the embedded engine's folder of checkpoints.
         confirm: consent to a hosted run, which costs money.
-        estimate: what the run will take, shown when consent is missing.
 
     Raises:
         CourseError: the SDK's version does not fit, nobody answers, the key is missing or refused,
@@ -124,7 +122,7 @@ def connect(
     if choice.backend == "embedded":
         service = _embedded(choice, model, store)
     else:
-        service = _remote(choice, model, confirm, estimate)
+        service = _remote(choice, model, confirm)
     _close_at_exit(service)
     if not quiet:
         print(describe(service))
@@ -164,15 +162,12 @@ def _embedded(
     return CourseService(choice, engine.url, engine.api_key, list(engine.models), BASE_NAME, engine)
 
 
-def _remote(
-    choice: Choice, model: str | None, confirm: bool, estimate: str | None
-) -> CourseService:
+def _remote(choice: Choice, model: str | None, confirm: bool) -> CourseService:
     api_key = _api_key(choice)
     if choice.backend == "hosted" and not confirm:
         raise CourseError(
             "connect",
-            f"the calls would go to hosted Tinker and cost money ({choice.reason})"
-            + (f"; estimate: {estimate}" if estimate else ""),
+            f"the calls would go to hosted Tinker and cost money ({choice.reason})",
             'agree with confirm=True (command line: --yes), or pass backend="embedded"',
         )
     url = choice.url or hosted_url()

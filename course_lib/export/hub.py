@@ -33,10 +33,6 @@ class UploadPlan:
     files: list[tuple[str, int]]  # name, bytes
     url: str | None = None  # of the commit; None = a dry run
 
-    @property
-    def total_bytes(self) -> int:
-        return sum(size for _, size in self.files)
-
 
 def upload(
     folder: str | Path,

@@ -16,6 +16,7 @@ from course_lib.plots.style import (
     legend_above,
     new_figure,
     percent_axis,
+    title_across,
 )
 from course_lib.plots.tokens import shown
 from course_lib.plots.words import describe, titled
@@ -90,7 +91,7 @@ def stacked_figure(
         axes.grid(axis="y", visible=False)
         label(axes, "", x, "")
         legend_above(axes)
-        figure.suptitle(title, x=0.01, ha="left", fontsize=11, fontweight="bold")
+        title_across(figure, title)
     made = ", ".join(parts)
     if len(names) <= FEW:
         told = "; ".join(

@@ -5,7 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from course_lib.plots.style import BLUE, GREY, INK, course_style, new_figure, step_axis
+from course_lib.plots.style import (
+    BLUE,
+    GREY,
+    INK,
+    course_style,
+    new_figure,
+    step_axis,
+    title_across,
+)
 from course_lib.plots.words import describe, span, titled
 
 if TYPE_CHECKING:
@@ -34,7 +42,7 @@ def clinic_figure(rows: Rows, healthy: Rows, title: str) -> Figure:
     """A run's eight curves, each over those of a healthy run (dashed, grey)."""
     with course_style():
         figure, axes = new_figure(2, 4, size=(9.0, 4.2), sharex=True)
-        figure.suptitle(title, fontsize=11, fontweight="bold", x=0.01, ha="left")
+        title_across(figure, title)
         for number, (place, panel) in enumerate(zip(axes.flat, PANELS, strict=True)):
             _panel(place, rows, healthy, panel)
             if number >= 4:

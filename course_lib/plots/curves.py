@@ -34,7 +34,6 @@ def curves_figure(
     *,
     level: tuple[float, str] | None = None,
     steps: Sequence[float] | None = None,
-    log: bool = False,
     first: int = 1,
     looks: Mapping[str, int] | None = None,
 ) -> Figure:
@@ -55,8 +54,6 @@ def curves_figure(
             step_axis(axes)
         elif all(isinstance(step, int) for step in steps):
             whole_axis(axes)  # there is no pass@1.5
-        if log:
-            axes.set_yscale("log")
         if len(runs) > 1:
             axes.legend(loc="best")
     words = "; ".join(f"{name} {span(list(values))}" for name, values in runs.items())

@@ -11,6 +11,7 @@ from course_lib.plots.style import (
     CYCLE,
     DASHES,
     INK,
+    SKY,
     VERMILLION,
     course_style,
     label,
@@ -63,7 +64,7 @@ def luck_figure(gains: Sequence[float], resampled: Sequence[float], level: float
     with course_style():
         figure, axes = new_figure()
         axes.hist(list(resampled), bins=30, color=BLUE, hatch="//", edgecolor="white")
-        axes.axvspan(low, high, color="#56B4E9", alpha=0.25, label=f"{level:.0%} interval")
+        axes.axvspan(low, high, color=SKY, alpha=0.25, label=f"{level:.0%} interval")
         axes.axvline(mean, color=INK, label=f"measured: {100 * mean:+.1f} points")
         axes.axvline(0, color=VERMILLION, linestyle="--", label="no difference")  # seen on top
         label(axes, f"This gain {verdict}", "mean gain (share of problems)", "resamples")

@@ -17,6 +17,7 @@ from course_lib.plots.style import (
     new_figure,
     percent_axis,
     step_axis,
+    title_across,
 )
 from course_lib.plots.words import describe, span, titled
 
@@ -72,7 +73,7 @@ def arms_figure(
             step_axis(axes)
             legend_above(axes)
         places[0][0].set_ylim(bottom=0)  # shared, so only when every curve is drawn
-        figure.suptitle(title, x=0.01, ha="left", fontsize=11, fontweight="bold")
+        title_across(figure, title)
     words = "; ".join(
         f"{arm}: " + ", ".join(f"{n} {span(list(v))}" for n, v in zip(names, curves, strict=True))
         for arm, curves in arms.items()

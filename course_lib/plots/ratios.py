@@ -13,7 +13,6 @@ from course_lib.plots.style import (
     VERMILLION,
     course_style,
     label,
-    legend_above,
     new_figure,
 )
 from course_lib.plots.words import describe, titled
@@ -106,29 +105,3 @@ def losses_figure(
     at = ", ".join(f"{name} {pair[1][nearest]:+.2g}" for name, pair in curves.items())
     words = f"at ratio {ratios[nearest]:.2f} and advantage {advantage:+.2g} the gradients are: {at}"
     return describe(figure, f"Three losses; {words}.")
-
-
-def clipped_share_figure(
-    shares: Mapping[str, tuple[float, float]], title: str = "Which tokens does the clip silence?"
-) -> Figure:
-    """Share of clipped tokens by sign of the advantage: name -> (A > 0, A < 0)."""
-    from matplotlib.ticker import PercentFormatter
-
-    places = range(len(shares))
-    with course_style():
-        figure, axes = new_figure()
-        for side, (name, colour, hatch) in enumerate(
-            (("A > 0", BLUE, "//"), ("A < 0", VERMILLION, ".."))
-        ):
-            heights = [pair[side] for pair in shares.values()]
-            where = [place + (side - 0.5) * 0.38 for place in places]
-            look = {"color": colour, "hatch": hatch, "edgecolor": "white"}
-            axes.bar(where, heights, width=0.36, label=name, **look)
-        axes.set_xticks(places, list(shares))
-        axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-        axes.grid(axis="x", visible=False)
-        label(axes, "", "", "share of tokens")
-        legend_above(axes)
-        figure.suptitle(title, x=0.01, ha="left", fontsize=11, fontweight="bold")
-    words = "; ".join(f"{name}: {up:.0%} and {down:.0%}" for name, (up, down) in shares.items())
-    return describe(figure, titled(title, f"Positive and negative advantage: {words}."))

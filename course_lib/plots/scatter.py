@@ -16,10 +16,8 @@ def agreement_figure(
     reference: Sequence[float],
     others: Mapping[str, Sequence[float]],
     title: str,
-    unit: str = "logit",
-    of: str = "adapter",
 ) -> Figure:
-    """Each model's numbers over the reference's; the same model lies on the diagonal."""
+    """Each model's logits over the adapter's (`reference`); the same model is on the diagonal."""
     every = [*reference, *(value for values in others.values() for value in values)]
     with course_style():
         figure, axes = new_figure(size=(5.2, 4.2))
@@ -29,7 +27,7 @@ def agreement_figure(
         for number, (name, values) in enumerate(others.items()):
             style = {"color": CYCLE[number], "marker": MARKERS[number], "alpha": 0.7}
             axes.plot(list(reference), list(values), linestyle="", label=name, **style)
-        label(axes, title, f"{unit} of the {of}", unit)
+        label(axes, title, "logit of the adapter", "logit")
         axes.legend()
     apart = {
         name: max(abs(x - y) for x, y in zip(reference, values, strict=True))

@@ -6,7 +6,15 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from course_lib.plots.style import CYCLE, INK, MARKERS, course_style, label, new_figure
+from course_lib.plots.style import (
+    CYCLE,
+    INK,
+    MARKERS,
+    course_style,
+    label,
+    new_figure,
+    title_across,
+)
 from course_lib.plots.words import describe
 
 if TYPE_CHECKING:
@@ -39,7 +47,7 @@ def seeds_figure(
         axes.grid(axis="y", visible=False)
         label(axes, "", unit, "")
         # Long names leave the axes little width; the title has that of the whole figure.
-        figure.suptitle(title, x=0.01, ha="left", fontsize=11, fontweight="bold")
+        title_across(figure, title)
     words = "; ".join(
         f"{name} {statistics.median(values):.3g} ({min(values):.3g} to {max(values):.3g})"
         for name, values in arms.items()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from course_lib.plots.style import CYCLE, INK, course_style, label, new_figure
+from course_lib.plots.style import CYCLE, INK, course_style, label, new_figure, title_across
 from course_lib.plots.words import describe, titled
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def timeline_figure(scenarios: Mapping[str, Sequence[Call]], title: str) -> Figu
             axes.set_xlim(left=0)
         places[0][0].set_ylim(max(map(len, scenarios.values())) + 0.8, 0.2)
         places[0][0].yaxis.set_major_locator(MaxNLocator(integer=True))
-        figure.suptitle(title, x=0.01, ha="left", fontsize=11, fontweight="bold")
+        title_across(figure, title)
     ends = "; ".join(
         f"{name}: the last answer ends at {max(last for _, _, last in calls):.2g} s"
         for name, calls in scenarios.items()

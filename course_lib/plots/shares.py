@@ -13,6 +13,7 @@ from course_lib.plots.style import (
     legend_above,
     new_figure,
     percent_axis,
+    title_across,
 )
 from course_lib.plots.words import describe, titled
 
@@ -47,7 +48,7 @@ def shares_figure(
         axes.set_xlim(0, 1.1)
         axes.grid(axis="y", visible=False)
         legend_above(axes)
-        figure.suptitle(title, x=0.01, ha="left", fontsize=11, fontweight="bold")
+        title_across(figure, title)
     rows = (
         f"{name}: "
         + ", ".join(f"{measure} {values[row]:.0%}" for measure, values in shares.items())

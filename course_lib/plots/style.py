@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 BLUE, ORANGE, GREEN, VERMILLION = "#0072B2", "#E69F00", "#009E73", "#D55E00"
-PURPLE, SKY, YELLOW, INK, GREY = "#CC79A7", "#56B4E9", "#F0E442", "#222222", "#999999"
+PURPLE, SKY, INK, GREY = "#CC79A7", "#56B4E9", "#222222", "#999999"
 CYCLE = (BLUE, ORANGE, GREEN, VERMILLION, PURPLE, SKY)
 DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 3)))
 MARKERS = ("o", "s", "^", "D", "v", "P")
@@ -90,6 +90,11 @@ def new_figure(
 def label(axes: Axes, title: str, x: str, y: str) -> None:
     """Title and axis names; give the unit in brackets: `loss (nats per token)`."""
     axes.set(title=title, xlabel=x, ylabel=y)
+
+
+def title_across(figure: Figure, title: str) -> None:
+    """A title from the figure's left edge, where the axes' own would be too narrow or too many."""
+    figure.suptitle(title, x=0.01, ha="left", fontsize=11, fontweight="bold")
 
 
 def whole_axis(axes: Axes) -> None:

@@ -56,12 +56,10 @@ def draw_operands(rng: random.Random, *, heldout: bool, terms: int = 3) -> tuple
             return operands
 
 
-def sum_problem(
-    rng: random.Random, *, heldout: bool = False, terms: int = 3, form: str | None = None
-) -> SumProblem:
-    """A sum to ask, in a random wording (or in `form`, one of `QUESTION_FORMS`)."""
+def sum_problem(rng: random.Random, *, heldout: bool = False, terms: int = 3) -> SumProblem:
+    """A sum to ask, in a random one of the `QUESTION_FORMS`."""
     operands = draw_operands(rng, heldout=heldout, terms=terms)
-    question = ask(operands, form or rng.choice(QUESTION_FORMS), rng)
+    question = ask(operands, rng.choice(QUESTION_FORMS), rng)
     return SumProblem(operands, question, sum(operands))
 
 

@@ -23,7 +23,6 @@ from course_lib.pipeline import run_all, run_rl
 from course_lib.run_data import load_run_data
 
 RESULTS = Path(__file__).parent.parent / "results" / "discovery.json"
-NUMBERS = ("accuracy", "worked_share", "greedy_accuracy")
 
 
 def numbers(summary: dict) -> dict[str, float]:

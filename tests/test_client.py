@@ -402,6 +402,22 @@ def test_a_socks_proxy_that_nobody_here_can_use_is_told_or_passed_by(
     service.engine.stop()
 
 
+def test_a_model_that_is_not_there_is_said_while_an_engine_is_running(
+    tiny_folder: Path, tmp_path: Path
+):
+    """The answer was that an engine is running, and after a restart that the folder is missing."""
+    service = connect("embedded", model=str(tiny_folder))
+    for name in ("./nope", str(tmp_path / "nope")):
+        with pytest.raises(CourseError, match="nope: there is no such folder; give a folder"):
+            connect("embedded", model=name)
+    with pytest.raises(CourseError, match="the folder holds no config"):
+        connect("embedded", model=str(tmp_path))
+    with pytest.raises(CourseError, match=r"one is running already.* service\.engine\.stop\(\)"):
+        connect("embedded")
+    assert service.engine is not None
+    service.engine.stop()
+
+
 SESSION = """
     import sys, time
     from course_lib import connect

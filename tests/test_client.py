@@ -15,11 +15,13 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+import tinker
 from fake_compute import fake_engine, fake_models
 from loopback import free_port
 from tiny_models import tiny_model, tiny_tokenizer
 
 from course_lib import client
+from course_lib.cli import main
 from course_lib.client import choose, connect, resolve_model
 from course_lib.client import service as service_module
 from course_lib.client.watch import Pace, leave, watch
@@ -318,14 +320,21 @@ def test_a_proxy_in_the_environment_does_not_swallow_loopback(
     assert os.environ["NO_PROXY"] == "example.com,127.0.0.1,localhost,::1"
 
 
-def test_another_sdk_version_is_said(monkeypatch: pytest.MonkeyPatch):
+def test_another_sdk_version_is_said(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """What counts is the one that is loaded. `pip install` in a running kernel, as the message
+    says, made `connect` content with the old one, whose next call could not be understood.
+    """
     for installed, fits in (("0.37.9", False), ("0.38.0", True), ("0.38.5", True), ("0.39", False)):
-        monkeypatch.setattr(service_module, "version", lambda name, v=installed: v)
+        monkeypatch.setattr(tinker, "__version__", installed)
         if fits:
             service_module.check_sdk_version()
         else:
             with pytest.raises(CourseError, match=f"tinker {installed}"):
                 connect()
+            assert main(["engine", "--port", "70000"]) == 1  # it started, or ended in a traceback
+            assert f"tinker {installed}" in capsys.readouterr().err
 
 
 # A server that falls silent ----------------------------------------------------------------------

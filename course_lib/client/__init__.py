@@ -13,6 +13,19 @@ from course_lib.dotenv import setting
 from course_lib.startup import without_collecting
 
 with without_collecting():  # it imports tinker
-    from course_lib.client.service import CourseService, connect, resolve_model
+    from course_lib.client.service import (
+        CourseService,
+        check_sdk_version,
+        connect,
+        resolve_model,
+    )
 
-__all__ = ["Choice", "CourseService", "choose", "connect", "resolve_model", "setting"]
+__all__ = [
+    "Choice",
+    "CourseService",
+    "check_sdk_version",
+    "choose",
+    "connect",
+    "resolve_model",
+    "setting",
+]

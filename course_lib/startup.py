@@ -8,8 +8,12 @@ process. Python's collector visits them again and again: while they are made (0.
 from __future__ import annotations
 
 import gc
+import signal
+import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 
 @contextmanager
@@ -28,6 +32,27 @@ def without_collecting() -> Iterator[None]:
         gc.freeze()
         if was_on:
             gc.enable()
+
+
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Where a session outlives it, Interrupt waits until these imports are done: torch cannot be
+    imported again in a process in which its import was interrupted. A command just ends.
+    """
+    interrupt = signal.getsignal(signal.SIGINT)
+    outlives = "IPython" in sys.modules or hasattr(sys, "ps1")
+    on_main = threading.current_thread() is threading.main_thread()  # the others get no signals
+    if not (outlives and on_main and callable(interrupt)):
+        yield
+        return
+    asked: list[tuple[Any, ...]] = []
+    signal.signal(signal.SIGINT, lambda *call: asked.append(call))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, interrupt)
+        if asked:
+            interrupt(*asked[0])
 
 
 def collect_all() -> None:

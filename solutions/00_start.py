@@ -43,6 +43,10 @@ service = connect()
 # A **training client** holds what is trained: here a LoRA adapter (lesson 02) on the base model.
 # Calls give a *future* at once, and `.result()` waits for what it promises. Models do not see
 # letters, they see **tokens**: pieces of text, of which this model knows the number printed below.
+#
+# (Clients and models live as long as this notebook's kernel. After a restart, or when you begin in
+# the middle, a cell ends in a `NameError`: choose **Run > Run All Above Selected Cell**. What you
+# have solved stays solved. The square at the top interrupts a cell that takes too long.)
 
 # %% id="training-client"
 import math

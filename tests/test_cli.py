@@ -506,6 +506,28 @@ def test_a_full_disk_while_saving_is_one_line_and_the_run_can_go_on(
     assert main(["sft", "--resume", "run"]) == 0
 
 
+def test_a_disk_too_full_for_figures_costs_no_results(online, small, monkeypatch, capsys):
+    """`this machine: No space left on device`, and neither the table nor a way to go on."""
+
+    def full(path: Path, mode: str):
+        if path.name.endswith(".tmp") and ".png" in path.name:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return open(path, mode)
+
+    with monkeypatch.context() as disk:
+        disk.setattr("course_lib.files.open", full, raising=False)
+        assert main(["all", *small, "--out", "run"]) == 1
+    told = capsys.readouterr()
+
+    place, again = told.err.splitlines()[-2:]
+    assert re.match(r"run/\w+\.png: No space left on device; free what it needs", place)
+    assert again.endswith(command := "posttrain all --resume run")
+    assert re.search(r"GRPO +\d+ % +\d+-\d+ %", told.out)
+    assert not list(Path("run").glob("*.png"))
+    assert main([*command.split()[1:]]) == 0
+    assert len(list(Path("run").glob("*.png"))) == 3
+
+
 # --------------------------------------------------------------------------------------------------
 # Looking, without changing
 

@@ -15,11 +15,13 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+import tinker
 from fake_compute import fake_engine, fake_models
 from loopback import free_port
 from tiny_models import tiny_model, tiny_tokenizer
 
 from course_lib import client
+from course_lib.cli import main
 from course_lib.client import choose, connect, resolve_model
 from course_lib.client import service as service_module
 from course_lib.client.watch import Pace, leave, watch
@@ -316,14 +318,21 @@ def test_a_proxy_in_the_environment_does_not_swallow_loopback(
     assert os.environ["NO_PROXY"] == "example.com,127.0.0.1,localhost,::1"
 
 
-def test_another_sdk_version_is_said(monkeypatch: pytest.MonkeyPatch):
+def test_another_sdk_version_is_said(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """What counts is the one that is loaded. `pip install` in a running kernel, as the message
+    says, made `connect` content with the old one, whose next call could not be understood.
+    """
     for installed, fits in (("0.37.9", False), ("0.38.0", True), ("0.38.5", True), ("0.39", False)):
-        monkeypatch.setattr(service_module, "version", lambda name, v=installed: v)
+        monkeypatch.setattr(tinker, "__version__", installed)
         if fits:
             service_module.check_sdk_version()
         else:
             with pytest.raises(CourseError, match=f"tinker {installed}"):
                 connect()
+            assert main(["engine", "--port", "70000"]) == 1  # it started, or ended in a traceback
+            assert f"tinker {installed}" in capsys.readouterr().err
 
 
 # A server that falls silent ----------------------------------------------------------------------
@@ -396,6 +405,22 @@ def test_a_socks_proxy_that_nobody_here_can_use_is_told_or_passed_by(
         connect("http://192.0.2.1:8100")
     service = connect("embedded", model=str(tiny_folder))
     assert service.create_sampling_client(base_model=service.base_model).result()
+    assert service.engine is not None
+    service.engine.stop()
+
+
+def test_a_model_that_is_not_there_is_said_while_an_engine_is_running(
+    tiny_folder: Path, tmp_path: Path
+):
+    """The answer was that an engine is running, and after a restart that the folder is missing."""
+    service = connect("embedded", model=str(tiny_folder))
+    for name in ("./nope", str(tmp_path / "nope")):
+        with pytest.raises(CourseError, match="nope: there is no such folder; give a folder"):
+            connect("embedded", model=name)
+    with pytest.raises(CourseError, match="the folder holds no config"):
+        connect("embedded", model=str(tmp_path))
+    with pytest.raises(CourseError, match=r"one is running already.* service\.engine\.stop\(\)"):
+        connect("embedded")
     assert service.engine is not None
     service.engine.stop()
 

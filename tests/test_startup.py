@@ -94,3 +94,23 @@ def test_the_sdk_talks_on_a_fast_event_loop_and_other_loops_stay_as_they_are():
         "else: raise AssertionError('a closed client connects')"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=100)
+
+
+def test_an_interrupt_while_torch_is_imported_waits_until_it_is_there():
+    """In a notebook torch stayed half imported: every later cell ended in "module functions cannot
+    set METH_CLASS or METH_STATIC". A command still ends at once."""
+    code = (
+        "import signal, sys\n"
+        "class Impatient:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name == 'torch.version': signal.raise_signal(signal.SIGINT)\n"
+        "sys.meta_path.insert(0, Impatient())\n"
+        "if sys.argv[1] == 'session': sys.ps1 = '>>> '\n"
+        "try: from course_lib import connect\n"
+        "except KeyboardInterrupt: print('interrupted,', 'tinker' in sys.modules)\n"
+        "if sys.argv[1] == 'session': from course_lib import connect; import torch"
+    )
+    for kind, whole in (("session", True), ("command", False)):
+        command = [sys.executable, "-c", code, kind]
+        ended = subprocess.run(command, check=True, capture_output=True, text=True, timeout=100)
+        assert ended.stdout == f"interrupted, {whole}\n"

@@ -128,6 +128,19 @@ def test_a_failing_overwrite_leaves_the_old_one(store: Store):
     assert (store.folder(PATH) / "file").read_text() == "old"
 
 
+def test_a_full_disk_says_what_to_do_where_no_checkpoint_is_saved(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+):
+    """A cell that only asked for a new client ended in "Could not save the record of session"."""
+
+    def full(path: Path, mode: str):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("course_lib.files.open", full, raising=False)
+    with pytest.raises(RequestError, match=r"session s1: No space.*; free disk space where"):
+        store.write_session(SessionRecord("s1", "local", iso(now())))
+
+
 @pytest.mark.parametrize("steps", range(4))
 def test_killed_within_an_overwrite_either_version_is_whole(
     store: Store, monkeypatch: pytest.MonkeyPatch, steps: int

@@ -263,6 +263,29 @@ def test_an_interrupted_dashboard_says_what_the_weights_are(shown):
     assert dashboard.status.value.endswith(", interrupted: the weights keep these steps")
 
 
+def test_a_dashboard_that_was_interrupted_runs_again_from_its_beginning(shown):
+    """It ended after one step, as if by Finish, and drew both runs as one: "8 of 3 steps"."""
+    dashboard = LiveTraining()
+    left: list[int] = []
+
+    def watched(steps: int, *, on_step: Any) -> None:
+        left.append(slow_training(steps, on_step=on_step))
+
+    async def cell() -> int:
+        running = asyncio.create_task(dashboard.run(watched, 500))
+        await until(lambda: len(dashboard.rows) >= 2)
+        dashboard.stop.click()
+        running.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await running
+        return await dashboard.run(slow_training, 5)
+
+    assert asyncio.run(cell()) == 5
+    assert [row["step"] for row in dashboard.rows] == [1, 2, 3, 4, 5]
+    assert left and left[0] < 500  # the first run's thread has ended
+    assert dashboard.status.value == "step 5 of 5, loss 0.200"
+
+
 def test_traits_change_on_the_thread_of_the_cell_only(shown):
     dashboard = LiveTraining()
     threads = set()

@@ -39,8 +39,10 @@ def engine(
     posttrain engine --port 8100
     posttrain engine --alias meta-llama/Llama-3.2-1B=data/base-model
     """
+    from course_lib.client import check_sdk_version
     from course_lib.engine import serve_forever
 
+    check_sdk_version()
     aliases = dict(_name_and_folder(each) for each in alias or [])
     serve_forever(model=model, aliases=aliases, port=port, store=store, host=host, keys=keys)
 

@@ -61,10 +61,10 @@ def _fixed(value: float | None, decimals: int) -> str:
 
 def print_report(config: RunConfig, out: Path, report: Mapping[str, Any]) -> None:
     """The end of `posttrain all`: the table, what was made, what to type next."""
-    from course_lib.plots.run import save_run_figures
-
-    figures = save_run_figures(out)  # first: whoever reads what is printed may stop reading
-    Console(width=max(TABLE_WIDTH, Console().width)).print(report_table(report))
+    try:
+        figures = save_figures("all", out)  # first: who reads what is printed may stop reading
+    finally:
+        Console(width=max(TABLE_WIDTH, Console().width)).print(report_table(report))
     if report["note"]:
         print(report["note"])
     if (win_rate := (report["rl"] or {}).get("win_rate_vs_sft")) is not None:
@@ -79,13 +79,24 @@ def print_report(config: RunConfig, out: Path, report: Mapping[str, Any]) -> Non
 
 def print_result(config: RunConfig, out: Path, checkpoint: Checkpoint) -> None:
     """The end of `posttrain sft` and `posttrain rl`."""
-    from course_lib.plots.run import save_run_figures
-
     _print_diagnosis(out)
-    print_paths({"folder": out, "checkpoint": checkpoint.state_path, **save_run_figures(out)})
+    made = {"folder": out, "checkpoint": checkpoint.state_path}
+    print_paths({**made, **save_figures(checkpoint.phase, out)})
     talk = ["chat", "--base", checkpoint.sampler_path]
     go_on = ["rl", "--sft-checkpoint", checkpoint.state_path]
     print_next(config, *([talk, go_on] if checkpoint.phase == "sft" else [talk]))
+
+
+def save_figures(command: str, out: Path) -> dict[str, Path]:
+    """The run's figures; where they find no room, the error tells that the run itself is whole."""
+    from course_lib.plots.run import save_run_figures
+
+    try:
+        return save_run_figures(out)
+    except OSError as error:
+        again = shlex.join(["posttrain", command, "--resume", str(out)])
+        error.add_note(f"the run itself is whole; its figures are drawn by: {again}")
+        raise
 
 
 def _print_diagnosis(out: Path) -> None:

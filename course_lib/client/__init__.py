@@ -10,9 +10,22 @@ from __future__ import annotations
 
 from course_lib.client.choice import Choice, choose
 from course_lib.dotenv import setting
-from course_lib.startup import without_collecting
+from course_lib.startup import uninterrupted, without_collecting
 
-with without_collecting():  # it imports tinker
-    from course_lib.client.service import CourseService, connect, resolve_model
+with without_collecting(), uninterrupted():  # it imports tinker, and that torch
+    from course_lib.client.service import (
+        CourseService,
+        check_sdk_version,
+        connect,
+        resolve_model,
+    )
 
-__all__ = ["Choice", "CourseService", "choose", "connect", "resolve_model", "setting"]
+__all__ = [
+    "Choice",
+    "CourseService",
+    "check_sdk_version",
+    "choose",
+    "connect",
+    "resolve_model",
+    "setting",
+]

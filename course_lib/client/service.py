@@ -8,7 +8,6 @@ import difflib
 import logging
 import os
 import weakref
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Literal
 
 import tinker
@@ -140,14 +139,15 @@ def describe(service: CourseService) -> str:
 
 
 def check_sdk_version() -> None:
-    """Raises: CourseError when the installed SDK speaks another protocol than we have tested."""
-    installed = version("tinker")
-    parts = tuple(int(part) for part in installed.split(".")[:2] if part.isdecimal())
+    """Raises: CourseError when the SDK that is loaded speaks another protocol than we have tested:
+    not the one that has been installed since, which this process will not see any more."""
+    parts = tuple(int(part) for part in tinker.__version__.split(".")[:2] if part.isdecimal())
     if not SDK_VERSIONS[0] <= parts < SDK_VERSIONS[1]:
         raise CourseError(
-            f"tinker {installed}",
+            f"tinker {tinker.__version__}",
             "this course speaks the protocol of 0.38",
-            "install it with: pip install 'tinker>=0.38,<0.39'",
+            "install it with: pip install 'tinker>=0.38,<0.39' (in a notebook: then restart the "
+            "kernel)",
         )
 
 
@@ -173,7 +173,7 @@ def _remote(choice: Choice, model: str | None, confirm: bool) -> CourseService:
     url = choice.url or hosted_url()
     if is_loopback(url):
         bypass_proxies()
-    listed = probe(url, api_key, version("tinker"), hosted=choice.backend == "hosted")
+    listed = probe(url, api_key, tinker.__version__, hosted=choice.backend == "hosted")
     teach({m["model_name"]: m["tokenizer_id"] for m in listed if m.get("tokenizer_id")})
     names = [m["model_name"] for m in listed if m.get("model_name") and m.get("trainable", True)]
     service = CourseService(choice, url, api_key, names, _default_model(names))

@@ -90,14 +90,11 @@ class BaseModel:
         dtype: torch.dtype | None = None,
     ) -> BaseModel:
         """Load a folder or hub name: float32 on CPU and MPS, bfloat16 on CUDA, or as told."""
-        check_folder(folder_or_hub)
+        folder = find_model(folder_or_hub)
         folder_or_hub = os.path.expanduser(folder_or_hub)
-        check_hub(folder_or_hub)
-        refuse_pickles(folder_or_hub)
         device = device or default_device()
         dtype = dtype or (torch.bfloat16 if device.startswith("cuda") else torch.float32)
         try:
-            folder = Path(cached_file(folder_or_hub, CONFIG)).parent
             tokenizer = AutoTokenizer.from_pretrained(folder)
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise CourseError(folder_or_hub, first_line(error), WHAT_TO_GIVE) from error
@@ -230,6 +227,22 @@ def default_device() -> str:
     if torch.cuda.is_available():
         return "cuda"
     return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def find_model(folder_or_hub: str) -> Path:
+    """The folder that holds the model's configuration, fetched from the hub for a hub name.
+
+    Raises:
+        CourseError: there is none, or the folder lacks something that a model needs.
+    """
+    check_folder(folder_or_hub)
+    place = os.path.expanduser(folder_or_hub)
+    check_hub(place)
+    refuse_pickles(place)
+    try:
+        return Path(cached_file(place, CONFIG)).parent
+    except (OSError, ValueError) as error:
+        raise CourseError(folder_or_hub, first_line(error), WHAT_TO_GIVE) from error
 
 
 def check_folder(folder_or_hub: str) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 
 from course_lib.engine.runs import Model
 from course_lib.errors import CourseError
-from course_lib.startup import without_collecting
+from course_lib.startup import uninterrupted, without_collecting
 
 BASE_NAME = "course/base"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*){0,2}", re.ASCII)
@@ -37,9 +37,10 @@ def load_models(
     model: str | Path | None = None, aliases: dict[str, str] | None = None
 ) -> dict[str, Model]:
     """Load each folder or hub name once, and give it all its names."""
-    from course_lib.engine.cores import apart
-    from course_lib.engine.memory import keep_freed_memory
-    from course_lib.engine.model import BaseModel
+    with uninterrupted():
+        from course_lib.engine.cores import apart
+        from course_lib.engine.memory import keep_freed_memory
+        from course_lib.engine.model import BaseModel
 
     keep_freed_memory()
     keep_quiet()
@@ -55,6 +56,13 @@ def load_models(
             loaded[key] = base, fingerprint(Path(base.tokenizer_path))
         models[name] = Model(name, *loaded[key])
     return models
+
+
+def check_model(folder_or_hub: str) -> None:
+    """Raises: CourseError when there is no such model to load."""
+    from course_lib.engine.model import find_model
+
+    find_model(folder_or_hub)
 
 
 def keep_quiet() -> None:

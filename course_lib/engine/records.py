@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import time
 from collections.abc import Iterator
@@ -95,7 +96,9 @@ def saving(what: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise RequestError(f"Could not save {what}: {error.strerror or error}") from error
+        full = error.errno == errno.ENOSPC
+        remedy = "; free disk space where the engine keeps its store" if full else ""
+        raise RequestError(f"Could not save {what}: {error.strerror or error}{remedy}") from error
 
 
 def read_record(file: Path, record_type: type[Record]) -> Record | None:

@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from course_lib.files import write_whole
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -138,10 +140,8 @@ def legend_above(axes: Axes) -> None:
 
 def save_figure(figure: Figure, path: str | Path, description: str) -> Path:
     """Write a PNG with its description inside, for readers who cannot see it."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(_png(figure, description))
-    return path
+    write_whole(path, _png(figure, description), durable=False)
+    return Path(path)
 
 
 def _png(figure: Figure, description: str) -> bytes:

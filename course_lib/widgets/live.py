@@ -32,32 +32,44 @@ class LiveTraining:
     def __init__(self) -> None:
         import ipywidgets
 
+        self.stop = _button("Stop", "hold the training after this step", self._on_stop)
+        self.resume = _button("Resume", "go on where it was stopped", self._on_resume)
+        self.finish = _button("Finish", "save a checkpoint and end here", self._on_finish)
+        self.status, self.picture = ipywidgets.HTML(), ipywidgets.HTML()
+        self.bar = ipywidgets.IntProgress(value=0, max=1)
+        buttons = ipywidgets.HBox([self.stop, self.resume, self.finish, self.bar])
+        self.box = ipywidgets.VBox([buttons, self.status, self.picture])
+        self._start_anew()
+
+    def _start_anew(self) -> None:
         self.rows: list[dict[str, Any]] = []
-        self.total = 0
+        self.total = self.bar.value = 0
+        # New ones: a thread that an interrupt has left in its last step keeps those it was given.
         self._going, self._finish = threading.Event(), threading.Event()
         self._going.set()
         self._drawn = 0.0
         self._end = ""  # how the run ended, if not by its last step
-        self.stop = _button("Stop", "hold the training after this step", self._on_stop)
-        self.resume = _button("Resume", "go on where it was stopped", self._on_resume)
-        self.finish = _button("Finish", "save a checkpoint and end here", self._on_finish)
-        self.status, self.picture = ipywidgets.HTML("waiting for the first step"), ipywidgets.HTML()
-        self.bar = ipywidgets.IntProgress(value=0, max=1)
-        buttons = ipywidgets.HBox([self.stop, self.resume, self.finish, self.bar])
-        self.box = ipywidgets.VBox([buttons, self.status, self.picture])
+        self.status.value = "waiting for the first step"
         self._enable(stop=True)
 
     async def run(self, train: Callable[..., Any], *arguments: Any, **settings: Any) -> Any:
         """Call `train(*arguments, on_step=..., **settings)` in a thread; return its result."""
+        if self._finish.is_set() or self.rows:  # it has run before
+            self._start_anew()
         _display_once(self.box)
         loop = asyncio.get_running_loop()
+        going, finish = self._going, self._finish
 
         def on_step(step: int, total: int, metrics: dict[str, Any]) -> None:
-            loop.call_soon_threadsafe(self.update, step, total, metrics)
-            while not self._going.wait(0.1) and not self._finish.is_set():
+            loop.call_soon_threadsafe(take_in, step, total, metrics)
+            while not going.wait(0.1) and not finish.is_set():
                 pass
-            if self._finish.is_set():
+            if finish.is_set():
                 raise StopTraining
+
+        def take_in(step: int, total: int, metrics: dict[str, Any]) -> None:
+            if finish is self._finish:  # else a step of an earlier run
+                self.update(step, total, metrics)
 
         try:
             result = await asyncio.to_thread(train, *arguments, on_step=on_step, **settings)

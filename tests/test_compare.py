@@ -261,3 +261,8 @@ def test_an_endpoint_that_answers_something_else_is_one_sentence(models, answer,
 def test_an_address_that_is_none_is_one_sentence():
     with pytest.raises(CourseError, match=r"http://\[::1: Invalid port.*; check the URL"):
         compare("http://[::1", "base", PROBLEMS)
+
+
+def test_without_prompts_there_is_nothing_to_compare():
+    with pytest.raises(CourseError, match=r"^problems: there is none to ask; give at least one"):
+        compare("base", "nowhere", [])

@@ -384,6 +384,7 @@ def no_tokenizer(course_model: Path, tmp_path: Path) -> str:
 BAD_INPUT: dict[str, tuple[list[str], int, str]] = {
     "missing file": (["all", "--data", "missing.jsonl"], 1, r"^missing\.jsonl: No such file"),
     "missing file to validate": (["validate", "missing.jsonl"], 1, r"^missing\.jsonl: No such"),
+    "address to validate": (["validate", "s3://b/a.jsonl"], 1, r"^s3://b/a\.jsonl: is an address"),
     "unknown preset": (["all", "--config", "qick"], 1, r"'qick'.*did you mean quick"),
     "missing preset file": (["all", "--config", "my.toml"], 1, r"^my\.toml: No such file"),
     "unknown field": (["sft", "--set", "stpes=3"], 1, r"'stpes' is unknown; did you mean .*steps"),

@@ -88,6 +88,9 @@ def compare(
 
     Without `reward` those with an answer are checked against it, and only they are judged.
     """
+    if not problems:
+        remedy = "give at least one, for instance with read_prompts"
+        raise CourseError("problems", "there is none to ask", remedy)
     sides = {}
     for name in (a, b):  # who is not there is told before the other has answered for minutes
         _check_side(name, service, max_tokens)

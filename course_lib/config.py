@@ -245,6 +245,8 @@ def config_from_dict(values: dict[str, Any], place: str = "config") -> RunConfig
 
 def find_file(path: str | Path) -> Path:
     """`path` as it stands, or, for the project's own files, seen from the project's root."""
+    if "://" in str(path):
+        raise CourseError(str(path), "is an address, not a file", "download it, and give the file")
     given = Path(os.path.expanduser(path))  # Path's own raises for a user that is not there
     shipped = PROJECT / given
     return shipped if not given.exists() and shipped.exists() else given

@@ -140,13 +140,7 @@ def train_reward_model(
     """Teach `client` to find the better reply of each pair stronger, by `config.strength`."""
     import torch
 
-    datums_2 = [
-        [
-            make_datum(judgement(pair.prompt, reply, tokenizer, config.strength))
-            for reply in (pair.chosen, pair.rejected)
-        ]
-        for pair in pairs
-    ]
+    datums_2 = _datums(pairs, tokenizer, config.strength)
 
     def bradley_terry(
         batch: list[int], data: list[tinker.Datum], logprobs: list[torch.Tensor]
@@ -174,13 +168,7 @@ def train_dpo(
     """Move the policy itself towards the better replies; the reference is `client` as given."""
     import torch
 
-    datums_2 = [
-        [
-            make_datum(judgement(pair.prompt, reply, tokenizer, "reply"))
-            for reply in (pair.chosen, pair.rejected)
-        ]
-        for pair in pairs
-    ]
+    datums_2 = _datums(pairs, tokenizer, "reply")
     flat = [datum for both in datums_2 for datum in both]
     before = client.forward(flat, "cross_entropy").result().loss_fn_outputs
     reference_2N = torch.stack(
@@ -228,9 +216,23 @@ def calibration(probabilities: Sequence[float], bins: int = 5) -> list[tuple[flo
     ]
 
 
+def _datums(pairs: list[Pair], tokenizer: Any, strength: str) -> list[list[tinker.Datum]]:
+    """The judgements of each pair's two replies, the chosen one first."""
+    if not pairs:
+        remedy = "give at least one, for instance with load_pairs"
+        raise CourseError("pairs", "there is none to learn from", remedy)
+    return [
+        [
+            make_datum(judgement(pair.prompt, reply, tokenizer, strength))
+            for reply in (pair.chosen, pair.rejected)
+        ]
+        for pair in pairs
+    ]
+
+
 def _train_on_pairs(
     client: tinker.TrainingClient,
-    datums_2: list[Any],
+    datums_2: list[list[tinker.Datum]],
     loss: Callable[[list[int], list[tinker.Datum], list[torch.Tensor]], Any],
     phase: str,
     config: PreferenceConfig,

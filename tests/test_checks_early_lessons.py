@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import re
 import sys
 
@@ -132,6 +133,110 @@ def test_a_change_that_needs_every_rank_has_one():
 
 def test_no_batches_at_all_are_no_partial_batch():
     assert "whole batch is missing" in judged("03.2", lambda n, batch_size, seed, epoch: []).text
+
+
+@pytest.mark.parametrize(
+    ("move", "said"),
+    [
+        (lambda order, epoch: order[:: -1 if epoch % 2 else 1], "Two epochs have the same order"),
+        (lambda order, epoch: order[4 * epoch :] + order[: 4 * epoch], "Rows that share a batch"),
+    ],
+)
+def test_an_order_that_only_moves_between_epochs_is_refused(move, said):
+    """Both passed: no two epochs in a row were equal, and all rows came up at some time."""
+
+    def shuffled_once(n, batch_size, seed, epoch):
+        order = move(random.Random(seed).sample(range(n), n), epoch)
+        return [order[i : i + batch_size] for i in range(0, n - batch_size + 1, batch_size)]
+
+    assert said in judged("03.2", shuffled_once).text
+
+
+RIGHT_BATCHES = {
+    "sum": lambda n, seed, epoch: random.Random(seed + epoch).sample(range(n), n),
+    "numpy": lambda n, seed, epoch: np.random.RandomState(1000 * seed + epoch).permutation(n),
+    "torch": lambda n, seed, epoch: torch.randperm(
+        n, generator=torch.Generator().manual_seed(1000 * seed + epoch)
+    ),
+}
+
+
+@pytest.mark.parametrize("name", RIGHT_BATCHES)
+def test_batches_that_are_right_in_another_way_pass(name):
+    def batches(n, batch_size, seed, epoch):
+        order = RIGHT_BATCHES[name](n, seed, epoch)
+        whole = range(0, n - batch_size + 1, batch_size)
+        return [sorted(map(int, order[i : i + batch_size])) for i in whole]
+
+    assert judged("03.2", batches).status == "passed"
+
+
+ENDS = r"(?!\d|[.,]\d)"
+
+
+def reads(pattern: str):
+    """A grader that matches a pattern right behind the last "answer is "."""
+
+    def grader(text):
+        _, mark, tail = text.rpartition("answer is ")
+        found = re.match(pattern + ENDS, tail) if mark else None
+        return int(found[1]) if found else None
+
+    return grader
+
+
+def in_one_line(text):
+    found = re.search(rf"answer is (-?\d+){ENDS}(?!.*answer is )", text)
+    return int(found[1]) if found else None
+
+
+def a_float(text):
+    number = reads(r"(-?\d+)")(text)
+    return None if number is None else float(number)
+
+
+LENIENT = {
+    "any sign between": (reads(r"[^\w-]*(-?\d+)"), "must stand right after it"),
+    "no more than three digits": (reads(r"(-?\d{1,3})"), "yours gives None"),
+    "two digits or more": (reads(r"(-?\d\d+)"), "yours gives None"),
+    "0 is nothing": (lambda text: reads(r"(-?\d+)")(text) or None, "takes 0 for False"),
+    "in one line": (in_one_line, "No: the answer is"),
+    "a float": (a_float, r"129, not 129\.0"),
+}
+
+
+@pytest.mark.parametrize("name", LENIENT)
+def test_a_grader_that_reads_too_much_or_too_little_is_told_what(name):
+    """All of them passed."""
+    grader, said = LENIENT[name]
+    verdict = judged("04.1", grader)
+    assert verdict.status == "not yet"
+    assert re.search(said, verdict.text), verdict.text
+
+
+def by_words(text):
+    _, mark, tail = text.rpartition("answer is ")
+    word = tail.split()[0].rstrip(".,;:!?") if mark and tail.split() else ""
+    return int(word) if re.fullmatch(r"-?\d+", word) else None
+
+
+def in_one_pattern(text):
+    found = re.search(rf"answer is (-?\d+){ENDS}(?!.*answer is )", text, re.DOTALL)
+    return int(found[1]) if found else None
+
+
+def digit_by_digit(text):
+    _, mark, tail = text.rpartition("answer is ")
+    end = 1 if tail.startswith("-") else 0
+    while end < len(tail) and tail[end].isdigit():
+        end += 1
+    runs_on = tail[end : end + 1] in (".", ",") and tail[end + 1 : end + 2].isdigit()
+    return None if not mark or tail[:end] in ("", "-") or runs_on else np.int64(tail[:end])
+
+
+@pytest.mark.parametrize("grader", [by_words, in_one_pattern, digit_by_digit])
+def test_graders_that_are_right_in_another_way_pass(grader):
+    assert judged("04.1", grader).status == "passed"
 
 
 def test_text_where_a_dictionary_belongs_is_told_what_to_write():

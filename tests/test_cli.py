@@ -18,9 +18,11 @@ from types import SimpleNamespace
 import httpx
 import pytest
 import tinker
+from rich.console import Console
 
 from course_lib.checkpoints import Checkpoint, CheckpointLog
 from course_lib.cli import main
+from course_lib.cli.bars import Bars
 from course_lib.doctor import _room
 from course_lib.errors import CourseError
 
@@ -318,6 +320,20 @@ def test_progress_is_on_stderr_and_names_step_and_loss(online, small, capsys):
     assert re.fullmatch(r"SFT 2/2 loss \d\.\d{3}", shown[-1])
 
 
+def test_without_a_terminal_progress_is_told_at_tenths_at_the_end_and_every_ten_seconds(
+    monkeypatch,
+):
+    """Only every tenth of the way was told: minutes apart in a long run, and never its end."""
+    clock, log = [0.0], io.StringIO()
+    monkeypatch.setattr("course_lib.cli.bars.time.monotonic", lambda: clock[0])
+    bars = Bars(Console(file=log, width=80))
+    for step in range(1, 26):
+        clock[0] += 12.0 if step in (7, 13) else 1.0
+        bars.on_progress("merge", step, 25)
+    told = [int(line.split()[1].split("/")[0]) for line in log.getvalue().splitlines()]
+    assert told == sorted({*range(2, 26, 2), 7, 13, 25})
+
+
 def test_chat_remembers_what_was_said(online, monkeypatch, capsys):
     lines = iter(["first", "second", ""])
     monkeypatch.setattr("builtins.input", lambda prompt: next(lines))
@@ -368,6 +384,7 @@ def no_tokenizer(course_model: Path, tmp_path: Path) -> str:
 BAD_INPUT: dict[str, tuple[list[str], int, str]] = {
     "missing file": (["all", "--data", "missing.jsonl"], 1, r"^missing\.jsonl: No such file"),
     "missing file to validate": (["validate", "missing.jsonl"], 1, r"^missing\.jsonl: No such"),
+    "address to validate": (["validate", "s3://b/a.jsonl"], 1, r"^s3://b/a\.jsonl: is an address"),
     "unknown preset": (["all", "--config", "qick"], 1, r"'qick'.*did you mean quick"),
     "missing preset file": (["all", "--config", "my.toml"], 1, r"^my\.toml: No such file"),
     "unknown field": (["sft", "--set", "stpes=3"], 1, r"'stpes' is unknown; did you mean .*steps"),
@@ -380,7 +397,11 @@ BAD_INPUT: dict[str, tuple[list[str], int, str]] = {
     "nothing to chat about": (["chat", "--prompt", " "], 1, r"^--prompt: nothing is asked"),
     "negative seed": (["all", "--seed", "-1"], 1, r"seed: -1 is out of range"),
     "run to resume is not there": (["all", "--resume", "nowhere"], 1, r"^nowhere: holds no run"),
-    "run to diagnose is not there": (["diagnose", "nowhere"], 1, r"^nowhere/metrics\.jsonl: No "),
+    "run to diagnose is not there": (["diagnose", "nowhere"], 1, r"^nowhere: is no folder; give t"),
+    "file to diagnose": (["diagnose", __file__], 1, r"test_cli\.py: is no folder; give the folder"),
+    "folder without a run": (["diagnose", "."], 1, r"^\.: holds no RL steps; give the folder of "),
+    "dry run of no upload": (["deploy", "--checkpoint", "tinker://r/weights/n", "--dry-run"], 1,
+                             r"^--dry-run: it lists .*no repository is named; add --upload "),
     "resume with other settings": (["all", "--resume", "x", "--seed", "1"], 1, r"^--resume: "),
     "no key for hosted": (["all", "--backend", "hosted", "--yes"], 1, r"^TINKER_API_KEY: .*not se"),
     "no such back end": (["all", "--backend", "cloud"], 1, r"'cloud' is not a back end"),

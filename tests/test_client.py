@@ -24,7 +24,7 @@ from course_lib import client
 from course_lib.cli import main
 from course_lib.client import choose, connect, resolve_model
 from course_lib.client import service as service_module
-from course_lib.client.watch import Pace, leave, watch
+from course_lib.client.watch import Pace, leave, leave_all, watch
 from course_lib.config import preset
 from course_lib.dotenv import SETTINGS, misread_lines, read_env_file
 from course_lib.engine.server import Engine, start
@@ -362,6 +362,18 @@ def test_a_server_that_falls_silent_and_comes_back_is_said_once_each(
     again.stop()
     time.sleep(0.5)
     assert capsys.readouterr().err == ""  # nobody calls there any more
+    assert watchers(engine.url) == 0
+
+
+def test_a_server_that_nobody_calls_any_more_may_end_without_a_word(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    engine, client = fake_engine(tmp_path), Caller()
+    watch(engine.url, client, Pace(every_s=0.02, again_s=0.02, patience_s=0.1))
+    leave_all()
+    engine.stop()
+    time.sleep(0.5)
+    assert capsys.readouterr().err == ""
     assert watchers(engine.url) == 0
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -261,3 +262,48 @@ def test_an_endpoint_that_answers_something_else_is_one_sentence(models, answer,
 def test_an_address_that_is_none_is_one_sentence():
     with pytest.raises(CourseError, match=r"http://\[::1: Invalid port.*; check the URL"):
         compare("http://[::1", "base", PROBLEMS)
+
+
+def test_without_prompts_there_is_nothing_to_compare():
+    with pytest.raises(CourseError, match=r"^problems: there is none to ask; give at least one"):
+        compare("base", "nowhere", [])
+
+
+def endpoint(asked: list[str]) -> Starlette:
+    """Answers like a model, and writes down what it was asked."""
+
+    async def models(request):
+        return JSONResponse({"data": [{"id": "m"}]})
+
+    async def chat(request):
+        asked.append((await request.json())["messages"][-1]["content"])
+        return JSONResponse({"choices": [{"message": {"content": "The answer is 106."}}]})
+
+    routes = [Route("/v1/models", models), Route("/v1/chat/completions", chat, methods=["POST"])]
+    return Starlette(routes=routes)
+
+
+def test_each_side_is_warmed_up_with_the_first_prompt_and_then_asked_each_once(monkeypatch):
+    """Past a proxy that the environment names: it does not know this machine's servers."""
+    asked: list[str] = []
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    monkeypatch.delenv("no_proxy", raising=False)
+    with serving(endpoint(asked)) as url:
+        compare(f"{url}/v1", f"{url}/v1/", PROBLEMS)
+    once = [problem.messages[-1].content for problem in PROBLEMS]
+    assert asked == [once[0], *once] * 2
+
+
+def test_an_endpoint_elsewhere_is_asked_through_the_proxy_that_the_environment_names(monkeypatch):
+    asked: list[str] = []
+    with serving(endpoint(asked)) as proxy:
+        monkeypatch.setenv("HTTP_PROXY", proxy)
+        compare("http://model.example/v1", "http://model.example/v1", PROBLEMS[:1])
+    assert asked
+
+
+def test_a_folders_model_is_stopped_when_it_has_answered(folders):
+    before = set(threading.enumerate())
+    compare(*map(str, folders), PROBLEMS[:1], max_tokens=2)
+    assert set(threading.enumerate()) <= before

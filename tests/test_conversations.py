@@ -282,3 +282,14 @@ def test_files_that_are_no_dataset_get_one_sentence(tmp_path: Path) -> None:
     }.items():
         with pytest.raises(CourseError, match=sentence):
             load_conversations(tmp_path / name, "huggingface")
+
+
+def test_a_file_of_another_kind_is_told_once_and_a_folder_may_have_a_colon(tmp_path, dataset):
+    (tmp_path / "rows.txt").write_text("hello")
+    with pytest.raises(CourseError) as caught:
+        load_conversations(tmp_path / "rows.txt", "huggingface")
+    assert str(caught.value).startswith(f"{tmp_path}/rows.txt: a .txt file is not known; use ")
+    folder = tmp_path / "monday:1"
+    folder.mkdir()
+    dataset.to_parquet(folder / "train.parquet")
+    assert len(load_conversations(folder, "huggingface")) == 3

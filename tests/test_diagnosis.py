@@ -2,7 +2,7 @@
 
 import pytest
 
-from course_lib.diagnosis import ENOUGH, RULES, diagnose
+from course_lib.diagnosis import RULES, diagnose
 
 STEPS = 30
 
@@ -96,10 +96,6 @@ def test_a_healthy_run_is_not_accused():
     assert kinds({**HEALTHY, **solved_from_the_start}) == []
 
 
-def test_a_short_run_is_not_called_flat():
-    assert kinds({**HEALTHY, **BROKEN["flat_reward"]}, steps=ENOUGH - 1) == []
-
-
 def test_without_a_reference_the_rate_tells_a_tiny_step_from_a_blind_reward():
     for kind in ("tiny_rate", "flat_reward"):
         columns = {**HEALTHY, **BROKEN[kind]}
@@ -110,6 +106,57 @@ def test_without_a_reference_the_rate_tells_a_tiny_step_from_a_blind_reward():
 def test_a_tournament_is_not_called_flat_because_somebody_wins_every_duel():
     columns = {**HEALTHY, **BROKEN["flat_reward"], "reward/tournament": line(0.5, 0.5)}
     assert kinds(columns) == []
+
+
+def flat(value):
+    return [value] * STEPS
+
+
+def half(before, after):
+    return [before] * (STEPS // 2) + [after] * (STEPS // 2)
+
+
+NEVER = {"kl/reference": [None] * STEPS}
+FELL = {"reward/total": half(1.0, 0.45), "kl/reference": flat(9), "env/correct": flat(0.2)}
+LIMITS = [  # a rule, a metric on its side of the limit, one on the other; and what both share
+    ("ratio_off", "ratio/max_deviation", flat(0.021), flat(0.019), {}),
+    ("dead_groups", "env/dead_groups", flat(91), flat(89), {"env/groups": flat(100)}),
+    ("dead_groups", "env/correct", flat(0.75), flat(0.85), {}),
+    ("length_explosion", "env/completion_tokens", half(20, 31), half(20, 29), {}),
+    ("length_explosion", "env/stop_share", flat(0.65), flat(0.75), {}),
+    ("entropy_collapse", "optim/entropy", half(0.2, 0.019), half(0.2, 0.021), {}),
+    ("entropy_collapse", "optim/entropy", half(0.08, 0.015), half(0.08, 0.018), {}),
+    ("entropy_collapse", "env/correct", flat(0.45), flat(0.55), {}),
+    ("hacked_reward", "env/correct", half(0.5, 0.44), half(0.5, 0.46), {}),
+    ("kl_runaway", "reward/total", half(1.0, 0.45), half(1.0, 0.55), FELL),
+    ("kl_runaway", "kl/reference", flat(9), flat(7), FELL),
+    ("kl_runaway", "env/correct", flat(0.75), flat(0.85), FELL),
+    ("tiny_rate", "kl/reference", flat(0.009), flat(0.011), {}),
+    ("tiny_rate", "optim/lr", flat(1.9e-5), flat(2.1e-5), NEVER),
+    ("flat_reward", "env/dead_groups", flat(89), flat(91), {"env/groups": flat(100)}),
+    ("flat_reward", "env/correct", flat(0.75), flat(0.85), {}),
+]
+
+
+@pytest.mark.parametrize(("kind", "metric", "inside", "outside", "shared"), LIMITS)
+def test_each_rule_begins_at_its_limit(kind, metric, inside, outside, shared):
+    """Any of these numbers could be changed by a quarter unseen, and some comparisons left out."""
+    columns = {**HEALTHY, **BROKEN[kind], **shared}
+    assert kind in kinds({**columns, metric: inside})
+    assert kind not in kinds({**columns, metric: outside})
+
+
+@pytest.mark.parametrize(
+    ("kind", "others"),
+    [
+        ("entropy_collapse", {"optim/entropy": half(0.2, 0)}),
+        ("hacked_reward", {}),
+        ("flat_reward", {}),
+    ],
+)
+def test_a_slow_change_is_told_after_twenty_steps(kind, others):
+    columns = {**HEALTHY, **BROKEN[kind], **others}
+    assert kind in kinds(columns, steps=20) and kind not in kinds(columns, steps=19)
 
 
 def test_rows_of_other_phases_and_empty_logs_say_nothing():

@@ -265,11 +265,11 @@ def test_a_histogram_without_a_clip_draws_no_range_and_names_none():
 
 
 def test_a_loss_whose_gradient_is_not_its_slope_is_drawn_on_the_right_only():
-    curves = {"ppo": ([1, 2], [3, 4]), "cispo": ([5, 6], [7, 8])}
+    curves = {"ppo": ([1, 2], [3, 4]), "mine": (None, [7, 8])}
     left, right = ratios.losses_figure([0.5, 1.0], curves, 1.0, 0.9, (0.8, 1.2)).axes
     drawn = [[line.get_label() for line in axes.lines[:4]] for axes in (left, right)]
-    assert "cispo" not in drawn[0]
-    assert "cispo" in drawn[1]
+    assert "mine" not in drawn[0]
+    assert "mine" in drawn[1]
 
 
 def test_ratios_far_outside_are_counted_in_the_outermost_bars():

@@ -226,3 +226,12 @@ def test_the_shipped_pairs_have_a_held_out_side_of_its_own_prompts():
     held = {each.prompt for each in pairs if each.heldout}
     train = {each.prompt for each in pairs if not each.heldout}
     assert len(pairs) >= 400 and held and train and not held & train
+
+
+@pytest.mark.parametrize("train", [train_dpo, train_reward_model])
+def test_without_pairs_there_is_nothing_to_train_on(train):
+    """A RuntimeError from torch, or the name of a function that nobody had called."""
+    with pytest.raises(
+        CourseError, match=r"^pairs: there is none to learn from; give at least one"
+    ):
+        train(ToyPolicy(len(TOKENIZER)), [], CONFIG, tokenizer=TOKENIZER)

@@ -7,7 +7,9 @@ import json
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
+from course_lib.plots.run import describe_accuracy
 from course_lib.plots.seeds import seeds_figure
 from course_lib.plots.words import description
 
@@ -26,6 +28,16 @@ def test_the_tables_are_those_of_the_stored_results(tmp_path: Path):
     assert card in tables.CARD.read_text(encoding="utf-8"), remedy
     for figure in tmp_path.glob("*.png"):
         assert (tables.RESULTS / figure.name).exists(), remedy
+
+
+def test_the_readmes_table_and_picture_are_those_of_the_stored_run():
+    """Nothing said where its numbers came from."""
+    report = json.loads((tables.RESULTS / "quick.json").read_text(encoding="utf-8"))
+    remedy = "run python data/experiments/tables.py"
+    assert (report["preset"], report["seed"]) == ("quick", 0)
+    assert tables.quick(report) in tables.FRONT.read_text(encoding="utf-8"), remedy
+    with Image.open(tables.RESULTS / "quick.png") as picture:
+        assert picture.info["Description"] == describe_accuracy(report), remedy
 
 
 @pytest.mark.parametrize("name", tables.SECTIONS)

@@ -157,6 +157,7 @@ def test_the_clip_explorer_draws_the_engines_own_losses():
     assert curves["importance_sampling"][0] == pytest.approx([-0.5, -1.0, -2.0])
     assert curves["ppo"][0] == pytest.approx([-0.5, -1.0, -1.2])
     assert curves["ppo"][1] == pytest.approx([-0.5, -1.0, 0.0])  # no gradient above the clip
+    assert curves["cispo"][0] is None  # its gradient is not its slope
     assert curves["cispo"][1] == pytest.approx([-0.8, -1.0, -1.2])  # clipped, and still a gradient
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-from itertools import pairwise
+from itertools import combinations, pairwise
 
 from course_lib.checks.exercise import Exercise, Mutant, Property
 
@@ -243,7 +243,7 @@ A_BATCH_IS_MISSING = (
     "does the last whole batch begin?"
 )
 SAME_ORDER = (
-    "Every epoch has the same order, so the model meets the same batches again, and the rows of "
+    "Two epochs have the same order, so the model meets the same batches again, and the rows of "
     "a dropped partial batch are never seen. Let the epoch into the shuffle."
 )
 NOT_REPEATABLE = (
@@ -262,6 +262,15 @@ NEIGHBOURS = (
     "Rows that are neighbours in the file are neighbours in every batch. Shuffle the rows, not the "
     "batches."
 )
+SAME_COMPANY = (
+    "Rows that share a batch in one epoch share one in the next: the order is only turned round or "
+    "moved along, or whole batches change places. Shuffle all rows anew for each epoch."
+)
+AGAIN = 0.4  # share of a batch's pairs that meet again: 1/6 by chance, 3/7 in an order moved along
+
+
+def _met(batches: list[list[int]]) -> set[frozenset[int]]:
+    return {frozenset(pair) for batch in batches for pair in combinations(batch, 2)}
 
 
 def _neighbours(batch: list[int]) -> bool:
@@ -311,7 +320,9 @@ BATCHES = Exercise(
             A_BATCH_IS_MISSING,
         ),
         Property(
-            lambda f, n, size, seed, epoch: f(n, size, seed, epoch) != f(n, size, seed, epoch + 1),
+            lambda f, n, size, seed, epoch: (
+                len({str(f(n, size, seed, e)) for e in range(epoch, epoch + 6)}) == 6
+            ),
             SAME_ORDER,
         ),
         Property(
@@ -332,6 +343,13 @@ BATCHES = Exercise(
             SAME_FOR_ALL_SEEDS,
         ),
         Property(lambda f, *case: not all(_neighbours(batch) for batch in f(*case)), NEIGHBOURS),
+        Property(
+            lambda f, n, size, seed, epoch: (
+                len((one := _met(f(n, size, seed, epoch))) & _met(f(n, size, seed, epoch + 1)))
+                < AGAIN * len(one)
+            ),
+            SAME_COMPANY,
+        ),
         Property(
             lambda f, n, size, seed, epoch: (
                 len({row for e in range(8) for batch in f(n, size, seed, e) for row in batch}) == n
@@ -360,8 +378,8 @@ BATCHES = Exercise(
         "Call the broken version twice with the same arguments, ask which argument it never uses, "
         "and look at the last batch.",
         "random.Random(something) is a generator of its own: what must that something depend on?",
-        "A seed may be a string made of seed and epoch. How many whole batches are there? n // "
-        "batch_size.",
+        "A seed may be a string made of seed and epoch, but not that string's hash(): Python "
+        "starts with another one each time. How many whole batches are there? n // batch_size.",
     ),
     stub='''def epoch_batches(n, batch_size, seed, epoch):
     """Rows 0 .. n - 1 in whole batches: another order each epoch, repeatable, none partial."""

@@ -22,7 +22,7 @@ def _read(text: str, number: str) -> int | None:
     """What another idea of a number reads right after the last "answer is "."""
     _, mark, tail = text.rpartition("answer is ")
     match = re.match(number, tail) if mark else None
-    return int(match[0].replace(",", "")) if match else None
+    return int(match[match.lastindex or 0].replace(",", "")) if match else None
 
 
 def _anywhere_behind(text: str) -> int | None:
@@ -72,7 +72,13 @@ def _gallery(rng: random.Random) -> list[tuple]:
         f"The answer is {total}. Or the answer is unknown.",
         f"The answer is unknown. {total} is my house number.",
         f"The answer is not {total}.",
+        f"The answer is {wrong}.\nNo: the answer is {total}.",
+        f"The answer is > {total}.",
+        "The answer is 0.",
+        f"The answer is {rng.randrange(1, 10)}.",
+        f"The answer is {rng.randrange(10**6, 10**7)}.",
         "The answer is",
+        "The answer is ",
         f"{a} + {b} = {total}.",
         f"What is {a} + {b}?",
         "The answer is nan.",
@@ -106,6 +112,11 @@ READ_ANSWER = Exercise(
             _anywhere_behind,
             'It takes the first number anywhere behind the last "answer is ". In "The answer is '
             'not 129." that is no answer: the number must stand right after it.',
+        ),
+        "any sign between": Mutant(
+            lambda text: _read(text, r"[^\w-]*(-?\d+)(?!\d|[.,]\d)"),
+            'It skips signs between "answer is " and the number. "The answer is > 129." does not '
+            "say 129: the number must stand right after it.",
         ),
         "runs on": Mutant(
             _greedy_prefix,
@@ -151,7 +162,18 @@ READ_ANSWER = Exercise(
             _no_sign,
             "A negative answer is not read: the minus sign belongs to the number.",
         ),
+        "0 is nothing": Mutant(
+            lambda text: read_answer(text) or None,
+            "It gives None for an answer of 0: Python takes 0 for False. Ask whether something was "
+            "found with `is not None`, or ask the match itself.",
+        ),
     },
+    properties=(
+        Property(
+            lambda f, text: not isinstance(f(text), float),
+            "It should give whole numbers: 129, not 129.0.",
+        ),
+    ),
     hints=(
         'Find the last place where the text says "answer is ", and look only at what follows.',
         "What follows must begin with a whole number. What may come right after its last digit, "

@@ -5,6 +5,7 @@ They are on stderr, so that stdout stays for results.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from types import TracebackType
 from typing import Any
@@ -26,16 +27,19 @@ WATCHED = {
     "rl": ("reward", "reward/total"),
     "preference": ("accuracy", "preference/accuracy"),
 }
+QUIET_S = 10.0  # without a terminal: whoever reads a log thinks of a longer silence as an end
 TITLES = {"sft": "SFT", "rl": "GRPO", "preference": "judge", "eval": "evaluate"}
 
 
 class Bars:
     """One bar per phase, made when the phase reports its first step.
 
-    Without a terminal (a log file, CI) a plain line is printed at every tenth of the way.
+    Without a terminal (a log file, CI) a plain line is printed at every tenth of the way, at the
+    end, and whenever the last one is ten seconds old.
     """
 
     def __init__(self, console: Console | None = None) -> None:
+        self.told_at = time.monotonic()
         self.console = console or Console(stderr=True)
         self.progress = Progress(
             TextColumn("{task.description:<9}"),
@@ -73,7 +77,10 @@ class Bars:
 
     def _show(self, title: str, step: int, total: int, watched: str) -> None:
         if not self.console.is_terminal:
-            if step % max(1, total // 10) == 0:
+            now = time.monotonic()
+            tenth = step % max(1, total // 10) == 0
+            if tenth or step == total or now - self.told_at >= QUIET_S:
+                self.told_at = now
                 self.console.print(f"{title} {step}/{total} {watched}".rstrip())
             return
         if title not in self.tasks:

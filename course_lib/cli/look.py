@@ -73,11 +73,13 @@ def diagnose(
     from course_lib.diagnosis import rl_steps
     from course_lib.metrics import read_metrics
 
-    rows = read_metrics(run / "metrics.jsonl")
+    log = run / "metrics.jsonl"
+    rows = read_metrics(log) if log.exists() else []
     steps = len(rl_steps(rows))
     if not steps:
+        finding = "holds no RL steps" if run.is_dir() else "is no folder"
         remedy = "give the folder of a run of posttrain rl or posttrain all"
-        raise CourseError(str(run), "holds no RL steps", remedy)
+        raise CourseError(str(run), finding, remedy)
     well = f"{count_of(steps, 'RL step')}, nothing found that is wrong"
     print("\n".join(map(str, find(rows))) or well)
 

@@ -31,7 +31,8 @@ def deploy(
         typer.Option(metavar="OWNER/NAME", help="Also to the Hugging Face Hub, private."),
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only list what --upload would send.")
+        bool,
+        typer.Option("--dry-run", help="Make the folder; list what --upload would send."),
     ] = False,
     config: Config = None,
     overrides: Overrides = None,
@@ -56,6 +57,9 @@ def deploy(
 
     settings = load_config(config, overrides or []).deploy
     repository = upload or settings.hf_repo_name
+    if dry_run and not repository:
+        finding = "it lists what would be uploaded, and no repository is named"
+        raise CourseError("--dry-run", finding, "add --upload OWNER/NAME, or leave it out")
     sends = bool(upload or settings.upload_to_hf) and not dry_run
     settings = replace(settings, upload_to_hf=sends, hf_repo_name=repository)
     loaded = model if choose(backend).backend == "embedded" else None  # elsewhere: only merged into

@@ -50,6 +50,13 @@ def leave(url: str, client: object) -> None:
         _watched.get(url, WeakSet()).discard(client)
 
 
+def leave_all() -> None:
+    """No client here will call any more, wherever it called: servers may end without a word."""
+    with _lock:
+        for clients in _watched.values():
+            clients.clear()
+
+
 def _look(url: str, pace: Pace) -> None:
     answered_at, told, pause_s = time.monotonic(), False, pace.every_s
     with httpx.Client(timeout=ANSWER_S, trust_env=not is_loopback(url)) as http:

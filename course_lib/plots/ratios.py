@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SHOWN = (0.1, 10.0)  # ratios beyond these are counted in the outermost bars
-Curve = tuple[Sequence[float], Sequence[float]]  # loss and gradient by ratio
+# Loss and gradient by ratio; None for a loss whose gradient is not its slope.
+Curve = tuple[Sequence[float] | None, Sequence[float]]
 
 
 def ratio_histogram(
@@ -83,14 +84,15 @@ def losses_figure(
 ) -> Figure:
     """Loss and gradient of several losses over the ratio, with one ratio marked on each curve.
 
-    CISPO's loss is left out: its gradient is not its slope, so the curve would only mislead.
+    A loss whose gradient is not its slope is None: drawn, it would only mislead.
     """
     nearest = min(range(len(ratios)), key=lambda i: abs(ratios[i] - ratio))
     with course_style():
         figure, (left, right) = new_figure(1, 2, size=(7.2, 3.3), sharex=True)
         for number, (name, pair) in enumerate(curves.items()):
-            places = (right,) if name == "cispo" else (left, right)
-            for axes, values in zip(places, pair[-len(places) :], strict=True):
+            for axes, values in zip((left, right), pair, strict=True):
+                if values is None:
+                    continue
                 style = {"color": CYCLE[number], "linestyle": DASHES[number], "marker": ""}
                 axes.plot(ratios, values, label=name, linewidth=2.4 - 0.5 * number, **style)
                 mark = {"color": CYCLE[number], "marker": "osD"[number % 3], "linestyle": ""}

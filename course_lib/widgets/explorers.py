@@ -105,7 +105,10 @@ def clip_explorer() -> Explorer:
 def loss_curves(
     ratios: Sequence[float], advantage: float, low: float, high: float
 ) -> dict[str, Curve]:
-    """Loss and gradient of one token by its ratio: the engine's own losses, through autograd."""
+    """Loss and gradient of one token by its ratio: the engine's own losses, through autograd.
+
+    CISPO's weight is a constant to autograd, so its gradient is not its loss's slope.
+    """
     import torch
 
     from course_lib.losses import LOSSES
@@ -118,7 +121,7 @@ def loss_curves(
         target = (sampled + torch.tensor(ratios).log()).requires_grad_()
         losses = LOSSES[name](target, inputs, {} if name == "importance_sampling" else clip)
         (gradients,) = torch.autograd.grad(losses.sum(), target)
-        curves[name] = (losses.tolist(), gradients.tolist())
+        curves[name] = (None if name == "cispo" else losses.tolist(), gradients.tolist())
     return curves
 
 

@@ -2,8 +2,9 @@
 
     python data/experiments/tables.py         # reads data/results/*.json; runs nothing
 
-Also writes the table of discovery into the base model's card. The tests fail when a table is not
-what this script makes of the stored results.
+Also writes the table of discovery into the base model's card, and that of `posttrain all --config
+quick` into the project's README: quick.json is the report.json that the command leaves, copied. The
+tests fail when a table is not what this script makes of the stored results.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from course_lib.cli.tables import percent as whole_percent
+from course_lib.plots.run import accuracy_figure, describe_accuracy
 from course_lib.plots.seeds import seeds_figure
 from course_lib.plots.style import save_figure
 from course_lib.plots.words import description
@@ -23,6 +26,8 @@ DATA = Path(__file__).resolve().parent.parent
 RESULTS = DATA / "results"
 CARD = DATA / "base-model" / "README.md"
 CARD_BLOCK = re.compile(r"(<!-- discovery -->\n).*?(<!-- end -->)", re.DOTALL)
+FRONT = DATA.parent / "README.md"
+FRONT_BLOCK = re.compile(r"(<!-- quick -->\n).*?(<!-- end -->)", re.DOTALL)
 Arms = dict[str, list[float]]
 
 
@@ -195,6 +200,22 @@ def schedules(found: dict[str, Any]) -> tuple[str, Arms]:
     return f"{text}\n\n{by_seed(arms, '{:.2f}'.format)}", arms
 
 
+def quick(report: dict[str, Any]) -> str:
+    """The before-and-after table of one run, as README shows it. Its times are left out: they say
+    what else the machine did.
+    """
+    names = {"base": "base, in chat format", "sft": "SFT", "rl": "GRPO"}
+    rows = []
+    for stage, name in names.items():
+        found = report[stage]
+        low, high = (f"{100 * end:.0f}" for end in found["interval"])
+        shares = (found["greedy"]["accuracy"], found["worked_share"])
+        interval = f"{whole_percent(found['accuracy'])} ({low}-{high})"
+        rows.append([name, interval, *map(whole_percent, shares)])
+    first = f"seed {report['seed']}, {report['base']['problems']} held-out sums"
+    return markdown([first, "accuracy (95 % interval)", "greedy", "worked answers"], rows) + "\n"
+
+
 def lesson_claims(found: dict[str, Any]) -> str:
     """How many of each lesson's printed claims hold for other seeds, and which do not always."""
     rows = []
@@ -247,7 +268,8 @@ def make(folder: Path) -> tuple[str, str]:
     parts = [
         "# Results\n",
         "Made by `python data/experiments/tables.py` from the JSON files beside it; each names the "
-        "command that measured it. Five seeds each, on two CPU cores.\n",
+        "command that measured it. Five seeds each, on two CPU cores. `quick.json` is one run's "
+        "report, which the project's README shows.\n",
     ]
     card = ""
     for name, (title, unit, table) in SECTIONS.items():
@@ -275,7 +297,12 @@ def main() -> None:
     (RESULTS / "README.md").write_text(text, encoding="utf-8")
     old = CARD.read_text(encoding="utf-8")
     CARD.write_text(CARD_BLOCK.sub(lambda m: m[1] + card + m[2], old), encoding="utf-8")
-    print(f"{RESULTS / 'README.md'} and the card in {CARD} are up to date")
+    report = json.loads((RESULTS / "quick.json").read_text(encoding="utf-8"))
+    save_figure(accuracy_figure(report), RESULTS / "quick.png", describe_accuracy(report))
+    old = FRONT.read_text(encoding="utf-8")
+    new = FRONT_BLOCK.sub(lambda m: m[1] + quick(report) + m[2], old)
+    FRONT.write_text(new, encoding="utf-8")
+    print(f"{RESULTS / 'README.md'}, the card in {CARD} and the table in {FRONT} are up to date")
 
 
 if __name__ == "__main__":

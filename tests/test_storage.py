@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -204,6 +205,65 @@ def test_another_process_may_finish_an_overwrite(store: Store, monkeypatch: pyte
     monkeypatch.setattr(Path, "rename", rename_and_look)
     store.save(PATH, record(), writes("new"), overwrite=True)
     assert [p.name for p in store.folder(PATH).parent.iterdir()] == ["one"]
+
+
+@pytest.mark.parametrize("finished", [False, True])
+def test_a_checkpoint_that_another_process_replaces_just_now_is_found(
+    store: Store, monkeypatch: pytest.MonkeyPatch, finished: bool
+):
+    """The old one was seen, then moved away before its record was read: no such checkpoint."""
+    store.save(PATH, record(), writes("old"))
+    look, folder = storage.read_record, store.folder(PATH)
+
+    def look_too_late(*arguments: object) -> object:
+        monkeypatch.undo()
+        other = folder.with_name("one" + NEXT)
+        shutil.copytree(folder, other)
+        folder.rename(folder.with_name(UNFINISHED + "aside"))
+        if finished:
+            other.rename(folder)
+        return look(*arguments)
+
+    monkeypatch.setattr(storage, "read_record", look_too_late)
+    assert store.checkpoint(PATH).path == str(PATH)
+
+
+def test_what_is_read_is_of_one_version(store: Store):
+    """An overwrite between two files gave the old weights with the new optimizer."""
+    store.save(PATH, record(), writes("old"))
+    other, seen = Store(store.root), []
+
+    def read_two(folder: Path) -> list[str]:
+        seen.append((folder / "file").read_text())
+        if len(seen) == 1:
+            other.save(PATH, record(), writes("new"), overwrite=True)
+        return [seen[-1], (folder / "file").read_text()]
+
+    assert store.read(PATH, read_two) == ["new", "new"]
+    assert seen == ["old", "new"]
+
+
+def test_a_file_that_is_missing_while_a_checkpoint_is_replaced_is_looked_for_again(store: Store):
+    store.save(PATH, record(), writes("old"))
+
+    def read(folder: Path) -> str:
+        if (folder / "file").read_text() == "old":
+            store.save(PATH, record(), writes("new"), overwrite=True)
+            raise FileNotFoundError
+        return "new"
+
+    assert store.read(PATH, read) == "new"
+    with pytest.raises(FileNotFoundError):
+        store.read(PATH, lambda folder: (folder / "missing").read_text())
+
+
+def test_a_run_is_claimed_once(store: Store):
+    with ThreadPoolExecutor(8) as pool:
+        claims = list(pool.map(store.claim_run, [RUN] * 8))
+    assert sorted(claims) == [False] * 7 + [True]
+    assert store.runs() == []
+    store.unclaim_run(RUN)
+    assert store.claim_run(RUN)
 
 
 def test_a_failing_rename_leaves_nothing_aside(store: Store, monkeypatch: pytest.MonkeyPatch):

@@ -341,6 +341,24 @@ def test_stopping_the_engine_fails_what_is_pending(tmp_path: Path):
     assert not desk.engine.running
 
 
+def test_stopping_the_engine_answers_who_polls_for_nothing_in_particular(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    """A bulk poll without requests got status 500 after a second, and a traceback was shown."""
+    desk = Desk(tmp_path, {})
+    desk.service.create_sampling_client(base_model="course/base").result(WAIT_S)
+    (sampler,) = desk.engine.rooms.samplers._sessions
+    target = {"sampling_session_id": sampler, "cloned_sampler_id": 0}
+    body = {"target": target, "prev_cursor": 0, "retrieved_request_ids": []}
+    with ThreadPoolExecutor() as pool:
+        poll = pool.submit(desk.post, "retrieve_futures", json=body)
+        time.sleep(0.3)
+        desk.engine.stop()
+        answer = poll.result(WAIT_S)
+    assert (answer.status_code, answer.json()["completions"]) == (200, [])
+    assert not [record for record in caplog.records if record.name.startswith("uvicorn")]
+
+
 def test_ctrl_c_answers_those_who_wait_before_it_closes_their_connections(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ):

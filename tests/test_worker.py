@@ -628,6 +628,14 @@ def test_failures_are_reported_in_bulk_as_such_until_the_session_ends():
     assert table.completions(("s", 0), 0) == []
 
 
+def test_nobody_waits_for_the_requests_of_a_table_that_is_closed():
+    table, told = FutureTable(LIMITS), []
+    table.listen(("s", 0), lambda: told.append("before"))
+    table.close()
+    table.listen(("s", 1), lambda: told.append("after"))
+    assert told == ["before", "after"]
+
+
 def test_a_result_is_found_by_its_owner_only():
     table = FutureTable(Limits())
     pending = table.open("alice")

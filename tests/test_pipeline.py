@@ -19,6 +19,7 @@ from course_lib.errors import CourseError
 from course_lib.metrics import read_metrics
 from course_lib.pipeline import Command, run_all, saved_config, start_run
 from course_lib.run_data import load_run_data
+from course_lib.stages import seconds_so_far
 
 SMALL = [
     "sft.max_steps=6",
@@ -168,6 +169,12 @@ def test_a_run_stopped_by_its_hook_has_no_report_but_can_go_on(service, config, 
     assert report["rl"]["accuracy"] is not None
 
 
+def files_of(folder: Path) -> dict[str, tuple[bytes, int]]:
+    """What every file holds, and when it was written."""
+    files = [file for file in folder.rglob("*") if file.is_file()]
+    return {str(file): (file.read_bytes(), file.stat().st_mtime_ns) for file in files}
+
+
 def test_a_folder_holds_one_run(config, tmp_path):
     start_run(config, tmp_path, Command("all"))
     with pytest.raises(CourseError, match="holds a run already"):
@@ -208,7 +215,16 @@ def test_own_conversations_are_judged_by_a_tournament(service, tmp_path):
     assert [row["step"] for row in rows if row["phase"] == "preference"] == [1, 2, 3]
     paid = [row["reward/total"] for row in rows if row["phase"] == "rl"]
     assert paid == pytest.approx([0.5, 0.5])  # somebody wins every duel
+    finished = files_of(out)
+    assert run_all(service, config, out, resume=True) == report
+    assert files_of(out) == finished  # it took other seconds, and everything was written anew
+    (out / "report.json").unlink()
     assert run_all(service, config, out, resume=True)["rl"] == report["rl"]  # the judge is kept
+    spent = sum(
+        row["time/total"] for row in read_metrics(out / "metrics.jsonl")
+    )  # the judge's, too
+    evaluated = sum(report[stage]["evaluation_s"] for stage in ("base", "sft", "rl"))
+    assert seconds_so_far(out) == pytest.approx(spent + evaluated)
 
 
 def test_own_conversations_are_held_out_by_content(tmp_path):
@@ -228,6 +244,14 @@ def test_own_conversations_are_held_out_by_content(tmp_path):
     held = {conversation.messages for conversation in data.heldout}
     assert held and not train & held and len(train | held) == 60
     assert not data.environment.checkable
+
+    texts = {each.messages[0].content for each in data.heldout}
+    alone = [row for row in rows if row["messages"][0]["content"] in texts]
+    file.write_text("\n".join(map(json.dumps, alone)))
+    for environment in ("auto", "sums"):  # it was "epoch_batches: 0 rows in batches of 8"
+        asked = [f"sft.data_path={file}", f"rl.environment={environment}"]
+        with pytest.raises(CourseError, match=r"mine.jsonl: every row stands aside for evaluation"):
+            load_run_data(load_config("tiny", asked))
 
 
 def test_the_problems_of_a_run_do_not_depend_on_where_it_is_started(tmp_path, monkeypatch):

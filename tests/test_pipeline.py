@@ -87,19 +87,34 @@ def test_a_run_leaves_a_report_metrics_checkpoints_and_samples(service, config, 
     assert json.loads((tmp_path / "report.json").read_text()) == report
     assert (report["preset"], report["seed"], report["note"]) == ("tiny", 0, "")
     assert report["diagnosis"] == []  # five steps are too few to accuse anybody
+    rows = read_metrics(tmp_path / "metrics.jsonl")
     for stage in ("base", "sft", "rl"):
         found = report[stage]
         low, high = found["interval"]
         assert 0 <= low <= found["accuracy"] <= high <= 1
-        assert {"mean_reward", "worked_share", "greedy", "heldout_nll", "seconds"} <= set(found)
+        assert {"mean_reward", "worked_share", "greedy", "heldout_nll"} <= set(found)
+        assert found["greedy"]["accuracy"] is not None
+        trained = [row["time/total"] for row in rows if row["phase"] == stage]
+        assert found["training_s"] == pytest.approx(sum(trained))
+        assert found["seconds"] == pytest.approx(found["training_s"] + found["evaluation_s"])
+    assert report["seconds"] >= sum(report[stage]["seconds"] for stage in ("base", "sft", "rl"))
     assert report["sft"]["heldout_nll"] < report["base"]["heldout_nll"]
-    assert all(path.startswith("tinker://") for path in report["checkpoints"].values())
+    last = {phase: CheckpointLog(tmp_path).last(phase) for phase in ("sft", "rl")}
+    assert report["checkpoints"] == {
+        name + suffix: getattr(point, part)
+        for name, point in last.items()
+        for suffix, part in (("", "state_path"), ("_sampler", "sampler_path"))
+    }
     assert {phase for phase, _ in seen} == {"eval", "sft", "rl"}
-    rows = read_metrics(tmp_path / "metrics.jsonl")
+    assert [step for phase, step in seen if phase == "eval"] == [1, 2, 3, 4, 5, 6]
     assert [row["step"] for row in rows if row["phase"] == "rl"] == [1, 2, 3, 4, 5]
     assert max(row.get("ratio/max_deviation", 0) for row in rows) < 1e-3
-    sample = json.loads((tmp_path / "samples.jsonl").read_text().splitlines()[0])
-    assert set(sample) == {"prompt", "answer", "base", "sft", "rl"}
+    samples = list(map(json.loads, (tmp_path / "samples.jsonl").read_text().splitlines()))
+    evaluated = json.loads((tmp_path / "evaluations" / "rl.json").read_text())["sampled"]
+    assert set(samples[0]) == {"prompt", "answer", "base", "sft", "rl"}
+    assert [(each["prompt"], each["answer"], each["rl"]) for each in samples] == [
+        (each["prompt"], each["answer"], each["completions"][0]) for each in evaluated
+    ]
 
 
 KILLED_RUN = """
@@ -158,13 +173,16 @@ def test_a_run_killed_with_kill_9_goes_on_to_the_same_metrics(
 
 
 def test_a_run_stopped_by_its_hook_has_no_report_but_can_go_on(service, config, tmp_path):
-    def stop(step, total, metrics):
-        if metrics["phase"] == "sft" and step == 3:
-            raise StopTraining
+    for phase, at in (("sft", 3), ("rl", 2)):
 
-    found = run_all(service, config, tmp_path, stop)
-    assert found["stopped"] == "sft" and not (tmp_path / "report.json").exists()
-    assert CheckpointLog(tmp_path).last("sft").step == 3
+        def stop(step, total, metrics, phase=phase, at=at):
+            if (metrics["phase"], step) == (phase, at):
+                raise StopTraining
+
+        found = run_all(service, config, tmp_path, stop, resume=phase == "rl")
+        last = CheckpointLog(tmp_path).last(phase)
+        assert found == {"stopped": phase, "checkpoints": {phase: last.state_path}}
+        assert last.step == at and not (tmp_path / "report.json").exists()
     report = run_all(service, config, tmp_path, resume=True)
     assert report["rl"]["accuracy"] is not None
 

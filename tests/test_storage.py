@@ -366,6 +366,7 @@ def test_checkpoints_and_sessions_come_back_the_newest_first(store: Store):
         store.write_session(SessionRecord(name, "local", moment))
     assert [found.path[-1] for found in store.checkpoints(RUN)] == ["c", "a", "b"]
     assert [found.session_id for found in store.sessions()] == ["c", "a", "b"]
+    assert store.session("a") == store.sessions()[1] and store.session("d") is None
 
 
 @pytest.mark.parametrize("session_id", ["../runs/x", "/etc/x", "", "a/b"])

@@ -7,7 +7,9 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
+from shutil import copytree
 
 import pytest
 import tinker
@@ -18,8 +20,11 @@ from test_wire import sent
 from tinker import types
 from tinker.proto import tinker_public_pb2 as pb
 
+from course_lib.engine import sampling
 from course_lib.engine.limits import Limits
-from course_lib.engine.requests import LoraSpec
+from course_lib.engine.names import parse_path
+from course_lib.engine.records import iso, now
+from course_lib.engine.requests import LoraSpec, RequestError
 from course_lib.engine.runs import Run, RunTable
 from course_lib.engine.server import Engine
 from course_lib.engine.sessions import Sessions
@@ -307,6 +312,25 @@ def test_snapshots_beyond_the_memory_limit_are_parked_and_come_back(tmp_path: Pa
     logprobs = [sampled(sampler).sequences[0].logprobs[0] for sampler in samplers]
     assert logprobs == [-1.0, 0.0, 1.0, 2.0, 3.0]
     desk.close()
+
+
+def test_weights_that_are_replaced_while_they_are_read_are_said_to_be(
+    plain: Desk, monkeypatch: pytest.MonkeyPatch
+):
+    """By another process, between two renames: it said that the file cannot be read."""
+    path = plain.trainer().save_state("one").result(WAIT_S).path
+    sampler = plain.service.create_sampling_client(model_path=path).result(WAIT_S)
+    store, parsed = Store(plain.engine.rooms.store.root), parse_path(path)
+
+    def read_in_the_gap(file: Path, what: str) -> None:
+        monkeypatch.undo()
+        newer = replace(store.checkpoint(parsed), created_at=iso(now()))
+        store.save(parsed, newer, lambda to: copytree(file.parent, to, dirs_exist_ok=True), True)
+        raise RequestError(f"{what}: {file.name} cannot be read")
+
+    monkeypatch.setattr(sampling, "read_tensors", read_in_the_gap)
+    with pytest.raises(tinker.RequestFailedError, match=r"was replaced .*make the sampler again"):
+        sampled(sampler)
 
 
 def test_ten_clients_at_once_see_their_own_weights_only(plain: Desk):

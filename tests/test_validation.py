@@ -15,7 +15,7 @@ from chat_templates import COURSE, FAMILIES, byte_tokenizer
 
 import course_lib.validation
 from course_lib.errors import CourseError
-from course_lib.faults import KINDS, MAX_LINE_BYTES, Fault
+from course_lib.faults import KINDS, MAX_LINE_BYTES, Fault, decode_line
 from course_lib.validation import validate_file
 
 DATA = Path(__file__).resolve().parent.parent / "data"
@@ -109,6 +109,24 @@ def test_a_huge_line_is_named_and_the_rows_after_it_keep_their_numbers(tmp_path:
     exact = b" " * (MAX_LINE_BYTES - len(row())) + row()  # at the limit, still read
     path = write(tmp_path / "rows.jsonl", row("1"), huge, exact, row(""), huge)
     assert found(path) == [(2, "huge_line"), (4, "empty_content"), (5, "huge_line")]
+
+
+def test_the_field_that_stands_there_twice_is_named() -> None:
+    _, (found,) = decode_line(b'{"a": 1, "b": 2, "c": 3, "b": 4}', 1)
+    assert (found.kind, found.finding) == ("duplicate_key", "the field 'b' stands there twice")
+
+
+@pytest.mark.parametrize(
+    ("raw", "finding"),
+    [
+        (b"ab\0c", "NUL at byte 3"),
+        (b"a\xff", "byte 2 (0xff) is not UTF-8"),
+        (b'{"a" 1}', "not JSON: Expecting ':' delimiter at column 6"),
+    ],
+)
+def test_places_within_a_line_are_counted_from_one(raw: bytes, finding: str) -> None:
+    value, found = decode_line(raw, 1)
+    assert (value, [each.finding for each in found]) == (None, [finding])
 
 
 def test_numbers_and_nesting_beyond_the_json_reader_are_faults_not_crashes(tmp_path: Path) -> None:

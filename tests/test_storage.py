@@ -263,6 +263,24 @@ def test_a_run_is_claimed_once(store: Store):
     assert store.claim_run(RUN)
 
 
+def test_an_overwrite_of_what_another_process_deletes_meanwhile_has_failed(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+):
+    store.save(PATH, record(), writes("old"))
+    rename = Path.rename
+
+    def rename_and_delete(self: Path, target: Path) -> Path:
+        monkeypatch.undo()
+        renamed = rename(self, target)
+        Store(store.root).delete(PATH)
+        return renamed
+
+    monkeypatch.setattr(Path, "rename", rename_and_delete)
+    with pytest.raises(RequestError, match="Could not save"):
+        store.save(PATH, record(), writes("new"), overwrite=True)
+    assert store.checkpoints(RUN) == []
+
+
 def test_a_failing_rename_leaves_nothing_aside(store: Store, monkeypatch: pytest.MonkeyPatch):
     store.save(PATH, record(), writes("old"))
     rename = Path.rename
@@ -356,6 +374,7 @@ def test_runs_come_back_the_last_used_first(store: Store):
         moment = iso(now() + timedelta(seconds=index))
         store.write_run(RunRecord(run_id, "local", run_id[0], "m", "f", {}, moment, moment))
     assert [run.run_id for run in store.runs()] == ["b:train:0", "a:train:0"]
+    assert [store.run(f"{name}:train:0") for name in "ba"] == store.runs()
 
 
 def test_checkpoints_and_sessions_come_back_the_newest_first(store: Store):

@@ -15,7 +15,7 @@ from chat_templates import COURSE, FAMILIES, byte_tokenizer
 
 import course_lib.validation
 from course_lib.errors import CourseError
-from course_lib.faults import KINDS, MAX_LINE_BYTES, Fault, decode_line
+from course_lib.faults import KINDS, MAX_LINE_BYTES, Fault, decode_line, row_faults
 from course_lib.validation import validate_file
 
 DATA = Path(__file__).resolve().parent.parent / "data"
@@ -121,12 +121,39 @@ def test_the_field_that_stands_there_twice_is_named() -> None:
     [
         (b"ab\0c", "NUL at byte 3"),
         (b"a\xff", "byte 2 (0xff) is not UTF-8"),
+        (b"\xff\xfea", "byte 1 (0xff) is not UTF-8"),  # UTF-16's mark, but not where one stands
         (b'{"a" 1}', "not JSON: Expecting ':' delimiter at column 6"),
     ],
 )
 def test_places_within_a_line_are_counted_from_one(raw: bytes, finding: str) -> None:
-    value, found = decode_line(raw, 1)
+    value, found = decode_line(raw, 2)
     assert (value, [each.finding for each in found]) == (None, [finding])
+
+
+@pytest.mark.parametrize(
+    ("row", "kind"),
+    [
+        (None, "null"),
+        ([], "a list"),
+        ("x", "a string"),
+        (True, "a boolean"),
+        (1, "a number"),
+        (0.5, "a number"),
+    ],
+)
+def test_a_row_of_another_kind_is_called_by_its_name_in_json(row: object, kind: str) -> None:
+    assert [each.finding for each in row_faults(row, 1)] == [f"the row is {kind}, not an object"]
+    found = row_faults({"messages": [{"role": "user", "content": {}}]}, 1)
+    assert found[0].finding == "message 1: content is an object, not a string"
+
+
+def test_a_system_message_stands_between_nobody() -> None:
+    roles = ("system", "user", "system", "user", "assistant")
+    row = {"messages": [{"role": role, "content": "x"} for role in roles]}
+    assert [(each.kind, each.finding) for each in row_faults(row, 1)] == [
+        ("system_not_first", "message 3 is a system message"),
+        ("same_role_twice", "message 4 is a second user message in a row"),
+    ]
 
 
 def test_numbers_and_nesting_beyond_the_json_reader_are_faults_not_crashes(tmp_path: Path) -> None:

@@ -53,7 +53,6 @@ class Store:
         self._lock = threading.RLock()  # whoever moves or changes a checkpoint holds it
         try:
             (self.root / "runs").mkdir(parents=True, exist_ok=True)
-            (self.root / "sessions").mkdir(exist_ok=True)
         except OSError as error:
             raise CourseError(
                 str(self.root),
@@ -170,7 +169,7 @@ class Store:
             folder.rename(aside)
             following.rename(folder)
         except FileNotFoundError:
-            if following.exists() or not folder.exists():
+            if not folder.exists():
                 raise
             # Another process looked between the two renames, and has finished the second.
         finally:

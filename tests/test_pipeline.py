@@ -6,19 +6,22 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from chat_templates import COURSE, byte_tokenizer
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from course_lib.checkpoints import CheckpointLog, StopTraining
+from course_lib import pipeline
+from course_lib.checkpoints import Checkpoint, CheckpointLog, StopTraining
 from course_lib.client import connect
 from course_lib.config import load_config
+from course_lib.environments import sums_environment
 from course_lib.errors import CourseError
 from course_lib.metrics import read_metrics
-from course_lib.pipeline import Command, run_all, saved_config, start_run
-from course_lib.run_data import load_run_data
+from course_lib.pipeline import Command, run_all, run_rl, run_sft, saved_config, start_run
+from course_lib.run_data import RunData, load_run_data
 from course_lib.stages import seconds_so_far
 
 SMALL = [
@@ -185,6 +188,65 @@ def test_a_run_stopped_by_its_hook_has_no_report_but_can_go_on(service, config, 
         assert last.step == at and not (tmp_path / "report.json").exists()
     report = run_all(service, config, tmp_path, resume=True)
     assert report["rl"]["accuracy"] is not None
+
+
+def test_each_phase_goes_on_from_its_own_checkpoint_or_begins_where_it_was_told(
+    tmp_path, monkeypatch
+):
+    asked = []
+
+    def client(name: str) -> SimpleNamespace:
+        return SimpleNamespace(name=name, get_tokenizer=lambda: f"{name}'s tokenizer")
+
+    def fresh(model: str, **options: object) -> SimpleNamespace:
+        asked.append((model, options))
+        return SimpleNamespace(result=lambda: client("fresh"))
+
+    def loaded(service, checkpoint, **options: object) -> SimpleNamespace:
+        asked.append((checkpoint, options))
+        return client(str(getattr(checkpoint, "step", checkpoint)))
+
+    monkeypatch.setattr(pipeline, "training_client_from", loaded)
+    monkeypatch.setattr(pipeline, "run_reward", lambda *arguments: arguments)
+    for name in ("train_sft", "train_grpo"):
+        monkeypatch.setattr(pipeline, name, lambda client, *given, **named: (client, given, named))
+    service = SimpleNamespace(backend="embedded", base_model="m", create_lora_training_client=fresh)
+    config = load_config("tiny", ["seed=3", "sft.lora_rank=4", "rl.lora_rank=2"])
+    data, log = RunData(["a"], ["b"], sums_environment()), CheckpointLog(tmp_path)
+    named = {"out": tmp_path, "seed": 3, "resume": None, "on_step": print}
+
+    def sft(given: object = None) -> str:
+        used, given, options = run_sft(service, config, tmp_path, print, data=data, client=given)
+        assert given == (["a"], config.sft)
+        tokenizer = f"{used.name}'s tokenizer"
+        assert options == {**named, "tokenizer": tokenizer, "heldout": ["b"]}
+        return used.name
+
+    def rl(start: str | None) -> str:
+        used, given, options = run_rl(service, config, tmp_path, start, print, data=data)
+        assert given == (data.environment, config.rl)
+        tokenizer = f"{used.name}'s tokenizer"
+        assert options == {**named, "tokenizer": tokenizer, "reward": (config, data, None)}
+        return used.name
+
+    assert (sft(), sft(client("given")), rl(None), rl("start")) == (
+        "fresh", "given", "fresh", "start",
+    )  # fmt: skip
+    points = {phase: Checkpoint(phase, step, "a", "b") for phase, step in (("sft", 5), ("rl", 7))}
+    for point in points.values():
+        log.append(point)
+    named["resume"] = points["sft"]
+    assert sft(client("given")) == "5"
+    named["resume"] = points["rl"]
+    assert rl("start") == "7"
+    assert asked == [
+        ("m", {"rank": 4, "seed": 3}),
+        ("m", {"rank": 2, "seed": 3}),
+        ("start", {"optimizer": False}),  # SFT's momentum points where SFT was going
+        (points["sft"], {}),
+        ("start", {"optimizer": False}),
+        (points["rl"], {}),
+    ]
 
 
 def files_of(folder: Path) -> dict[str, tuple[bytes, int]]:

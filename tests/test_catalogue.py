@@ -103,6 +103,14 @@ def test_age_encrypted_weights_open_with_the_identity_only(plain: Desk):
     assert json.loads(pyrage.decrypt(sealed, [identity]))["peft_type"] == "LORA"
 
 
+def test_a_load_that_does_not_say_into_what_is_refused(plain: Desk):
+    client = plain.trainer()
+    body = {"path": client.save_state("one").result(WAIT_S).path, "optimizer": False}
+    for ids in ({}, {"model_id": client.model_id}, {"seq_id": 2}):
+        answer = plain.post("load_weights", json=body | ids)
+        assert answer.status_code == 400 and "needs model_id and seq_id" in answer.text
+
+
 def test_weights_are_copied_into_a_run_of_their_own(plain: Desk):
     path = plain.trainer().save_state("one").result(WAIT_S).path
     copied = plain.rest.copy_weights(path, "archive").result(WAIT_S)

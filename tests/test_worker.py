@@ -644,6 +644,26 @@ def test_failures_are_reported_in_bulk_as_such_until_the_session_ends():
     assert table.completions(("s", 0), 0) == []
 
 
+def test_who_took_a_listener_back_hears_nothing_and_the_others_do():
+    pending, told = Pending("me"), []
+    tells = [lambda: told.append("first"), lambda: told.append("second")]
+    for tell in tells:
+        pending.when_settled(tell)
+    pending.unlisten(tells[0])
+    assert pending.settle(Reply(b"")) and told == ["second"]
+
+
+def test_who_waits_for_a_question_is_woken_by_it():
+    pending = Pending("me")
+    waiting = threading.Thread(target=pending.wait_until_asked, args=(30,))
+    waiting.start()
+    while pending._bell is None:
+        time.sleep(0.001)
+    pending.ask()
+    waiting.join(10)
+    assert not waiting.is_alive()
+
+
 def test_nobody_waits_for_the_requests_of_a_table_that_is_closed():
     table, told = FutureTable(LIMITS), []
     table.listen(("s", 0), lambda: told.append("before"))

@@ -15,7 +15,7 @@ from chat_templates import COURSE, FAMILIES, byte_tokenizer
 
 import course_lib.validation
 from course_lib.errors import CourseError
-from course_lib.faults import KINDS, MAX_LINE_BYTES, Fault, decode_line, row_faults
+from course_lib.faults import KINDS, MAX_LINE_BYTES, Fault, decode_line, is_text, row_faults
 from course_lib.validation import validate_file
 
 DATA = Path(__file__).resolve().parent.parent / "data"
@@ -145,6 +145,10 @@ def test_a_row_of_another_kind_is_called_by_its_name_in_json(row: object, kind: 
     assert [each.finding for each in row_faults(row, 1)] == [f"the row is {kind}, not an object"]
     found = row_faults({"messages": [{"role": "user", "content": {}}]}, 1)
     assert found[0].finding == "message 1: content is an object, not a string"
+
+
+def test_half_a_character_is_no_text() -> None:
+    assert [is_text(each) for each in ("", "\u00e9\U0001f600", "a\ud800")] == [True, True, False]
 
 
 def test_a_system_message_stands_between_nobody() -> None:

@@ -43,6 +43,13 @@ def settings(config: Mapping[str, float], **defaults: float) -> list[float]:
     return [float(config.get(key, default)) for key, default in defaults.items()]
 
 
+def importance_ratio(log_ratio: Tensor, matters: Tensor) -> Tensor:
+    """r = exp(log r), at most e^80 where more does not matter: the advantage is 0, or the clip cuts
+    it off. Infinity times 0 would be no number, in the loss or in its gradient.
+    """
+    return torch.exp(torch.where(matters, log_ratio, log_ratio.clamp(max=80.0)))
+
+
 def cross_entropy(
     target_logprobs: Tensor, inputs: Mapping[str, Tensor], config: Mapping[str, float]
 ) -> Tensor:
@@ -56,8 +63,9 @@ def importance_sampling(
 ) -> Tensor:
     """Policy gradient for tokens drawn from another policy: -r A (Kakade and Langford 2002)."""
     settings(config)
-    ratio = torch.exp(target_logprobs - inputs["logprobs"])
-    return -ratio * inputs["advantages"]
+    advantages = inputs["advantages"]
+    ratio = importance_ratio(target_logprobs - inputs["logprobs"], advantages != 0)
+    return -ratio * advantages
 
 
 def ppo(
@@ -65,8 +73,8 @@ def ppo(
 ) -> Tensor:
     """Clipped policy gradient: -min(r A, clip(r, low, high) A) (Schulman et al. 2017, eq. 7)."""
     low, high = settings(config, clip_low_threshold=0.8, clip_high_threshold=1.2)
-    ratio = torch.exp(target_logprobs - inputs["logprobs"])
     advantages = inputs["advantages"]
+    ratio = importance_ratio(target_logprobs - inputs["logprobs"], advantages < 0)
     return -torch.minimum(ratio * advantages, ratio.clamp(low, high) * advantages)
 
 
@@ -78,8 +86,9 @@ def cispo(
     Only the weight is clipped, so every token keeps a gradient; ppo drops the clipped ones.
     """
     low, high = settings(config, clip_low_threshold=0.0, clip_high_threshold=4.0)
-    ratio = torch.exp(target_logprobs.detach() - inputs["logprobs"])
-    return -ratio.clamp(low, high) * inputs["advantages"] * target_logprobs
+    advantages = inputs["advantages"]
+    ratio = importance_ratio(target_logprobs.detach() - inputs["logprobs"], advantages != 0)
+    return -ratio.clamp(low, high) * advantages * target_logprobs
 
 
 def dro(
@@ -106,7 +115,8 @@ def gspo(
     mask, advantages = inputs["sequence_ratio_mask"], inputs["advantages"]
     log_ratio = ((target_logprobs - inputs["logprobs"]).detach() * mask).sum(-1, keepdim=True)
     sequence_log_ratio = log_ratio / mask.sum(-1, keepdim=True).clamp(min=1)
-    ratio = torch.exp(sequence_log_ratio + target_logprobs - target_logprobs.detach())  # (N,)
+    log_ratio = sequence_log_ratio + target_logprobs - target_logprobs.detach()  # (N,)
+    ratio = importance_ratio(log_ratio, advantages < 0)
     return -torch.minimum(ratio * advantages, ratio.clamp(low, high) * advantages)
 
 

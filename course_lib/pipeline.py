@@ -65,11 +65,13 @@ def run_all(
     """Base -> SFT -> GRPO, each evaluated on held-out problems; the report, also in `out`.
 
     `on_step` gets metrics whose `phase` is sft, rl or eval. A run that it stops has no report.json
-    yet.
+    yet; one that has is finished, and going on with it changes nothing.
     """
     began = time.monotonic()
     data = data or load_run_data(config)  # first: bad data leaves no folder behind
     start_run(config, out, Command("all"), resume=resume)
+    if (out / "report.json").exists():
+        return json.loads((out / "report.json").read_text(encoding="utf-8"))
     before = seconds_so_far(out)
     judge = StageJudge(service, config, out, data, on_step)
     base = _fresh_client(service, config)
@@ -203,8 +205,10 @@ def start_run(config: RunConfig, out: Path, command: Command, *, resume: bool = 
     elif file.exists():
         remedy = f"go on with --resume {out}, or choose another --out"
         raise CourseError(str(out), "holds a run already", remedy)
-    write_whole(begun, json.dumps(asdict(command), indent=2) + "\n")
-    write_whole(file, json.dumps(config_to_dict(config), indent=2) + "\n")
+    for record, values in ((begun, asdict(command)), (file, config_to_dict(config))):
+        text = json.dumps(values, indent=2) + "\n"
+        if not record.exists() or record.read_text(encoding="utf-8") != text:
+            write_whole(record, text)
     return command
 
 

@@ -16,6 +16,7 @@ compare.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -247,6 +248,7 @@ def _train_on_pairs(
     log = MetricsLog(out / "metrics.jsonl") if out else None
     rows: list[dict[str, Any]] = []
     for step, batch in enumerate(batches, start=1):
+        began = time.monotonic()
         datums = [datum for index in batch for datum in datums_2[index]]
         backward = client.forward_backward_custom(datums, partial(loss, batch))
         rate = config.learning_rate * (1 - (step - 1) / len(batches))
@@ -255,6 +257,7 @@ def _train_on_pairs(
         update.result()
         metrics: dict[str, Any] = {"phase": phase, "optim/lr": rate}
         metrics |= {name: value for name, value in found.items() if "/" in name}
+        metrics["time/total"] = time.monotonic() - began
         rows.append({"step": step, **metrics})
         if log:
             log.write(step, metrics)

@@ -15,6 +15,7 @@ from course_lib.environments import (
     sums_environment,
     village_environment,
 )
+from course_lib.errors import CourseError
 
 SHIPPED_DATA = SFTConfig().data_path
 SHIPPED_HELDOUT = "data/heldout.jsonl"
@@ -41,6 +42,12 @@ def load_run_data(config: RunConfig) -> RunData:
         everything = train
         heldout = [each for each in everything if _stands_aside(each)]
         train = [each for each in everything if not _stands_aside(each)]
+        if not train:
+            finding = (
+                "every row stands aside for evaluation (1 in 10, by its content): none is left"
+            )
+            remedy = "add rows, or set sft.eval_path to another file, or to none"
+            raise CourseError(sft.data_path, finding, remedy)
     elif eval_path:
         kind = "jsonl" if dataset_type_of(eval_path) == "jsonl" else sft.dataset_type
         heldout = load_conversations(str(find_file(eval_path)), kind)

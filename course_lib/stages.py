@@ -112,9 +112,12 @@ def write_samples(out: Path, stages: list[str]) -> None:
 
 def seconds_so_far(out: Path) -> float:
     """What earlier processes of this run spent on training and evaluation."""
-    summaries = [json.loads(file.read_text())["summary"] for file in out.glob("evaluations/*.json")]
+    summaries = [
+        json.loads(file.read_text(encoding="utf-8"))["summary"]
+        for file in out.glob("evaluations/*.json")
+    ]
     spent = sum(summary["evaluation_s"] for summary in summaries)
-    return spent + sum(_training_seconds(out, phase) for phase in ("sft", "rl"))
+    return spent + sum(_training_seconds(out, phase) for phase in ("sft", "preference", "rl"))
 
 
 def _training_seconds(out: Path, phase: str) -> float:

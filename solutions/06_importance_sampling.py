@@ -163,12 +163,12 @@ is_loss = check("06.1", is_loss)
 
 # %% [markdown] id="engine-note"
 # Does it give what the engine gives? We take three steps on the batch, so that the ratios are no
-# longer 1, and compare. This is the engine's own function:
+# longer 1, and compare. These are the engine's own functions:
 
 # %% id="source-is"
-from course_lib.losses import cispo, importance_sampling, ppo
+from course_lib.losses import cispo, importance_ratio, importance_sampling, ppo
 
-show_source(importance_sampling)
+show_source(importance_ratio, importance_sampling)
 
 # %% id="several-steps"
 import tinker

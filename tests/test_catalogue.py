@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import threading
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -132,6 +134,14 @@ def test_age_encrypted_weights_open_with_the_identity_only(plain: Desk):
     assert json.loads(pyrage.decrypt(sealed, [identity]))["peft_type"] == "LORA"
 
 
+def test_a_load_that_does_not_say_into_what_is_refused(plain: Desk):
+    client = plain.trainer()
+    body = {"path": client.save_state("one").result(WAIT_S).path, "optimizer": False}
+    for ids in ({}, {"model_id": client.model_id}, {"seq_id": 2}):
+        answer = plain.post("load_weights", json=body | ids)
+        assert answer.status_code == 400 and "needs model_id and seq_id" in answer.text
+
+
 def test_weights_are_copied_into_a_run_of_their_own(plain: Desk):
     path = plain.trainer().save_state("one").result(WAIT_S).path
     copied = plain.rest.copy_weights(path, "archive").result(WAIT_S)
@@ -198,6 +208,33 @@ def test_a_copy_that_fails_leaves_no_run(plain: Desk):
     assert "Could not save" in plain.post("copy_weights", json=body).text
     runs = plain.rest.list_training_runs().result(WAIT_S).training_runs
     assert [run.training_run_id for run in runs] == [client.model_id]
+    body["source_path"] = client.save_state("two").result(WAIT_S).path
+    assert plain.post("copy_weights", json=body).status_code == 200  # the slot is free again
+
+
+def test_of_two_copies_into_one_slot_at_once_one_is_made(plain: Desk, monkeypatch):
+    """Both found the slot free, and the run held two checkpoints, one with the other's record."""
+    client = plain.trainer()
+    paths = [client.save_state(name).result(WAIT_S).path for name in ("one", "two")]
+    copy_files, both_asked = catalogue._copy_files, threading.Barrier(2)
+
+    def copy_slowly(*folders: object) -> None:
+        with contextlib.suppress(threading.BrokenBarrierError):
+            both_asked.wait(0.5)
+        copy_files(*folders)
+
+    monkeypatch.setattr(catalogue, "_copy_files", copy_slowly)
+    slot = {"session_id": client.model_id.split(":")[0], "model_seq_id": 7}
+    with ThreadPoolExecutor() as pool:
+        answers = list(
+            pool.map(
+                lambda path: plain.post("copy_weights", json=slot | {"source_path": path}), paths
+            )
+        )
+    assert sorted(answer.status_code for answer in answers) == [200, 400]
+    assert sum("is taken" in answer.text for answer in answers) == 1
+    run = client.model_id.replace(":0", ":7")
+    assert len(plain.rest.list_checkpoints(run).result(WAIT_S).checkpoints) == 1
 
 
 @pytest.mark.filterwarnings("ignore:RestClient.search_sessions is experimental")

@@ -6,9 +6,11 @@ import errno
 import os
 import stat
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from course_lib import files
 from course_lib.files import sync, write_whole
 
 
@@ -77,6 +79,24 @@ def test_what_need_not_survive_a_power_cut_is_not_flushed(tmp_path: Path, full_d
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no such call for folders")
 def test_what_must_survive_it_is_flushed_and_its_name_after_it(tmp_path, monkeypatch):
     flushed = []
-    monkeypatch.setattr(os, "fsync", lambda number: flushed.append(os.fstat(number).st_mode))
+    monkeypatch.setattr(os, "fsync", lambda number: flushed.append(os.fstat(number)))
     write_whole(tmp_path / "report.json", "one")
-    assert [stat.S_ISDIR(mode) for mode in flushed] == [False, True]
+    assert [stat.S_ISDIR(each.st_mode) for each in flushed] == [False, True]
+    assert flushed[0].st_size == len("one")
+
+
+def test_windows_flushes_files_that_may_be_written_and_no_folders(tmp_path, monkeypatch):
+    calls = []
+    (tmp_path / "x").touch()
+    windows = SimpleNamespace(
+        name="nt",
+        O_RDWR=2,
+        O_RDONLY=0,
+        open=lambda path, flags: calls.append(("open", path.name, flags)) or 7,
+        fsync=lambda number: calls.append(("fsync", number)),
+        close=lambda number: calls.append(("close", number)),
+    )
+    monkeypatch.setattr(files, "os", windows)
+    sync(tmp_path)
+    sync(tmp_path / "x")
+    assert calls == [("open", "x", 2), ("fsync", 7), ("close", 7)]

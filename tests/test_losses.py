@@ -148,6 +148,36 @@ def test_gspo_without_any_masked_token_is_not_divided_by_zero():
     assert loss == [-1.0]
 
 
+@pytest.mark.parametrize("name", ["importance_sampling", "ppo", "cispo", "gspo"])
+def test_a_ratio_beyond_every_number_leaves_a_token_without_advantage_at_zero(name):
+    """0 times infinity was NaN, and the whole request was refused."""
+    loss, gradient = loss_and_gradient(
+        name, [-1.0], {"clip_high_threshold": math.inf} if name == "cispo" else {},
+        logprobs=[-1000.0], advantages=[0.0], sequence_ratio_mask=[1.0],
+    )  # fmt: skip
+    assert (loss, gradient) == ([0.0], [0.0])
+
+
+@pytest.mark.parametrize("name", ["ppo", "gspo"])
+def test_the_clip_cuts_off_a_ratio_beyond_every_number(name):
+    """Its loss was clipped, but its gradient NaN."""
+    loss, gradient = loss_and_gradient(
+        name, [-1.0], logprobs=[-1000.0], advantages=[2.0], sequence_ratio_mask=[1.0]
+    )
+    assert (loss, gradient) == ([-2.4], [0.0])
+    loss, _ = loss_and_gradient(
+        name, [-1.0], logprobs=[-1000.0], advantages=[-2.0], sequence_ratio_mask=[1.0]
+    )
+    assert loss == [math.inf]  # nothing holds a bad token from above: it is refused
+
+
+def test_a_ratio_beyond_every_number_is_not_made_smaller_where_it_counts():
+    loss, _ = loss_and_gradient(
+        "importance_sampling", [-1.0, -1.0], logprobs=[-101.0, -1000.0], advantages=[1.0, 1.0]
+    )
+    assert loss == pytest.approx([-math.exp(100), -math.inf])
+
+
 @pytest.mark.parametrize("name", LOSSES)
 def test_padding_with_zeros_moves_no_other_token(name):
     inputs = {key: torch.tensor([0.5, -1.0]) for key in LOSS_INPUTS[name]}

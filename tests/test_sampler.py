@@ -422,6 +422,30 @@ def test_several_snapshots_and_the_base_are_decoded_side_by_side():
     assert len({tuple(tokens) for tokens in alone}) == 4
 
 
+@pytest.mark.parametrize("architecture", ["llama", "qwen3"])
+def test_folded_weights_are_kept_as_far_as_memory_is_allowed(architecture):
+    """Two copies of the model stayed for the next request, however large the model."""
+    base = tiny_base(architecture)
+    snapshots = [base.sampler_weights(trained_adapter(base, seed).state()) for seed in range(3)]
+    copy = base.sampling_forward()
+    size = copy.nbytes(copy.prepare(snapshots[0].state))
+    for limit, kept in ((0, 1), (2 * size - 1, 1), (2 * size, 2), (99 * size, 2)):
+        sampler = Sampler(base, folded_bytes=limit)
+        for snapshot in snapshots:
+            sampler.submit(SampleRequest(random_tokens(3), max_tokens=2), snapshot)
+            sampler.run_until_idle()
+        assert list(sampler._folded) == snapshots[-kept:]
+
+
+def test_weights_that_lie_in_memory_a_second_time_count_twice():
+    base = tiny_base()
+    weights = base.sampling_forward().prepare(None)
+    once = weights.nbytes
+    for matrix in weights.matrices:
+        matrix.reordered = matrix.weight
+    assert weights.nbytes == 2 * once == 2 * sum(m.weight.nbytes for m in weights.matrices)
+
+
 def test_more_samples_than_fit_are_drawn_in_turns():
     base = tiny_base()
     request = SampleRequest(random_tokens(6), num_samples=11, max_tokens=6, seed=0)

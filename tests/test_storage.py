@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -219,6 +220,80 @@ def test_another_process_may_finish_an_overwrite(store: Store, monkeypatch: pyte
     assert [p.name for p in store.folder(PATH).parent.iterdir()] == ["one"]
 
 
+def test_a_checkpoint_that_another_process_replaces_just_now_is_found(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+):
+    """The old one was seen, then moved away before its record was read: no such checkpoint."""
+    store.save(PATH, record(), writes("old"))
+    look, folder = storage.read_record, store.folder(PATH)
+
+    def look_too_late(*arguments: object) -> object:
+        monkeypatch.undo()
+        other = folder.with_name("one" + NEXT)
+        shutil.copytree(folder, other)
+        folder.rename(folder.with_name(UNFINISHED + "aside"))
+        return look(*arguments)
+
+    monkeypatch.setattr(storage, "read_record", look_too_late)
+    assert store.checkpoint(PATH).path == str(PATH)
+
+
+def test_what_is_read_is_of_one_version(store: Store):
+    """An overwrite between two files gave the old weights with the new optimizer."""
+    store.save(PATH, record(), writes("old"))
+    other, seen = Store(store.root), []
+
+    def read_two(folder: Path) -> list[str]:
+        seen.append((folder / "file").read_text())
+        if len(seen) == 1:
+            other.save(PATH, record(), writes("new"), overwrite=True)
+        return [seen[-1], (folder / "file").read_text()]
+
+    assert store.read(PATH, read_two) == ["new", "new"]
+    assert seen == ["old", "new"]
+
+
+def test_a_file_that_is_missing_while_a_checkpoint_is_replaced_is_looked_for_again(store: Store):
+    store.save(PATH, record(), writes("old"))
+
+    def read(folder: Path) -> str:
+        if (folder / "file").read_text() == "old":
+            store.save(PATH, record(), writes("new"), overwrite=True)
+            raise FileNotFoundError
+        return "new"
+
+    assert store.read(PATH, read) == "new"
+    with pytest.raises(FileNotFoundError):
+        store.read(PATH, lambda folder: (folder / "missing").read_text())
+
+
+def test_a_run_is_claimed_once(store: Store):
+    with ThreadPoolExecutor(8) as pool:
+        claims = list(pool.map(store.claim_run, [RUN] * 8))
+    assert sorted(claims) == [False] * 7 + [True]
+    assert store.runs() == []
+    store.unclaim_run(RUN)
+    assert store.claim_run(RUN)
+
+
+def test_an_overwrite_of_what_another_process_deletes_meanwhile_has_failed(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+):
+    store.save(PATH, record(), writes("old"))
+    rename = Path.rename
+
+    def rename_and_delete(self: Path, target: Path) -> Path:
+        monkeypatch.undo()
+        renamed = rename(self, target)
+        Store(store.root).delete(PATH)
+        return renamed
+
+    monkeypatch.setattr(Path, "rename", rename_and_delete)
+    with pytest.raises(RequestError, match="Could not save"):
+        store.save(PATH, record(), writes("new"), overwrite=True)
+    assert store.checkpoints(RUN) == []
+
+
 def test_a_failing_rename_leaves_nothing_aside(store: Store, monkeypatch: pytest.MonkeyPatch):
     store.save(PATH, record(), writes("old"))
     rename = Path.rename
@@ -271,7 +346,8 @@ def test_listings_at_once_may_meet_the_same_expired_checkpoint(
 def test_unfinished_folders_are_invisible(store: Store):
     store.save(PATH, record(), writes("x"))
     (store.run_dir(RUN) / "weights" / f"{UNFINISHED}123").mkdir()
-    assert len(store.checkpoints(RUN)) == 1
+    (store.run_dir(RUN) / "weights" / "without-a-record").mkdir()
+    assert [found.path for found in store.checkpoints(RUN)] == [str(PATH)]
 
 
 def test_what_a_killed_save_left_is_swept_when_it_is_old(store: Store):
@@ -312,6 +388,7 @@ def test_runs_come_back_the_last_used_first(store: Store):
         moment = iso(now() + timedelta(seconds=index))
         store.write_run(RunRecord(run_id, "local", run_id[0], "m", "f", {}, moment, moment))
     assert [run.run_id for run in store.runs()] == ["b:train:0", "a:train:0"]
+    assert [store.run(f"{name}:train:0") for name in "ba"] == store.runs()
 
 
 def test_checkpoints_and_sessions_come_back_the_newest_first(store: Store):
@@ -322,6 +399,7 @@ def test_checkpoints_and_sessions_come_back_the_newest_first(store: Store):
         store.write_session(SessionRecord(name, "local", moment))
     assert [found.path[-1] for found in store.checkpoints(RUN)] == ["c", "a", "b"]
     assert [found.session_id for found in store.sessions()] == ["c", "a", "b"]
+    assert store.session("a") == store.sessions()[1] and store.session("d") is None
 
 
 @pytest.mark.parametrize("session_id", ["../runs/x", "/etc/x", "", "a/b"])

@@ -7,7 +7,9 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
+from shutil import copytree
 
 import pytest
 import tinker
@@ -18,8 +20,11 @@ from test_wire import sent
 from tinker import types
 from tinker.proto import tinker_public_pb2 as pb
 
+from course_lib.engine import sampling
 from course_lib.engine.limits import Limits
-from course_lib.engine.requests import LoraSpec
+from course_lib.engine.names import parse_path
+from course_lib.engine.records import iso, now
+from course_lib.engine.requests import LoraSpec, RequestError
 from course_lib.engine.runs import Run, RunTable
 from course_lib.engine.server import Engine
 from course_lib.engine.sessions import Sessions
@@ -309,6 +314,25 @@ def test_snapshots_beyond_the_memory_limit_are_parked_and_come_back(tmp_path: Pa
     desk.close()
 
 
+def test_weights_that_are_replaced_while_they_are_read_are_said_to_be(
+    plain: Desk, monkeypatch: pytest.MonkeyPatch
+):
+    """By another process, between two renames: it said that the file cannot be read."""
+    path = plain.trainer().save_state("one").result(WAIT_S).path
+    sampler = plain.service.create_sampling_client(model_path=path).result(WAIT_S)
+    store, parsed = Store(plain.engine.rooms.store.root), parse_path(path)
+
+    def read_in_the_gap(file: Path, what: str) -> None:
+        monkeypatch.undo()
+        newer = replace(store.checkpoint(parsed), created_at=iso(now()))
+        store.save(parsed, newer, lambda to: copytree(file.parent, to, dirs_exist_ok=True), True)
+        raise RequestError(f"{what}: {file.name} cannot be read")
+
+    monkeypatch.setattr(sampling, "read_tensors", read_in_the_gap)
+    with pytest.raises(tinker.RequestFailedError, match=r"was replaced .*make the sampler again"):
+        sampled(sampler)
+
+
 def test_ten_clients_at_once_see_their_own_weights_only(plain: Desk):
     def learn(count: int) -> tuple[int, float, list[float]]:
         service = plain.connect()
@@ -339,6 +363,24 @@ def test_stopping_the_engine_fails_what_is_pending(tmp_path: Path):
         second.result(WAIT_S)
     assert first.result(WAIT_S).metrics
     assert not desk.engine.running
+
+
+def test_stopping_the_engine_answers_who_polls_for_nothing_in_particular(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    """A bulk poll without requests got status 500 after a second, and a traceback was shown."""
+    desk = Desk(tmp_path, {})
+    desk.service.create_sampling_client(base_model="course/base").result(WAIT_S)
+    (sampler,) = desk.engine.rooms.samplers._sessions
+    target = {"sampling_session_id": sampler, "cloned_sampler_id": 0}
+    body = {"target": target, "prev_cursor": 0, "retrieved_request_ids": []}
+    with ThreadPoolExecutor() as pool:
+        poll = pool.submit(desk.post, "retrieve_futures", json=body)
+        time.sleep(0.3)
+        desk.engine.stop()
+        answer = poll.result(WAIT_S)
+    assert (answer.status_code, answer.json()["completions"]) == (200, [])
+    assert not [record for record in caplog.records if record.name.startswith("uvicorn")]
 
 
 def test_ctrl_c_answers_those_who_wait_before_it_closes_their_connections(

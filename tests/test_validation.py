@@ -15,7 +15,7 @@ from chat_templates import COURSE, FAMILIES, byte_tokenizer
 
 import course_lib.validation
 from course_lib.errors import CourseError
-from course_lib.faults import KINDS, MAX_LINE_BYTES
+from course_lib.faults import KINDS, MAX_LINE_BYTES, Fault, decode_line, is_text, row_faults
 from course_lib.validation import validate_file
 
 DATA = Path(__file__).resolve().parent.parent / "data"
@@ -109,6 +109,55 @@ def test_a_huge_line_is_named_and_the_rows_after_it_keep_their_numbers(tmp_path:
     exact = b" " * (MAX_LINE_BYTES - len(row())) + row()  # at the limit, still read
     path = write(tmp_path / "rows.jsonl", row("1"), huge, exact, row(""), huge)
     assert found(path) == [(2, "huge_line"), (4, "empty_content"), (5, "huge_line")]
+
+
+def test_the_field_that_stands_there_twice_is_named() -> None:
+    _, (found,) = decode_line(b'{"a": 1, "b": 2, "c": 3, "b": 4}', 1)
+    assert (found.kind, found.finding) == ("duplicate_key", "the field 'b' stands there twice")
+
+
+@pytest.mark.parametrize(
+    ("raw", "finding"),
+    [
+        (b"ab\0c", "NUL at byte 3"),
+        (b"a\xff", "byte 2 (0xff) is not UTF-8"),
+        (b"\xff\xfea", "byte 1 (0xff) is not UTF-8"),  # UTF-16's mark, but not where one stands
+        (b'{"a" 1}', "not JSON: Expecting ':' delimiter at column 6"),
+    ],
+)
+def test_places_within_a_line_are_counted_from_one(raw: bytes, finding: str) -> None:
+    value, found = decode_line(raw, 2)
+    assert (value, [each.finding for each in found]) == (None, [finding])
+
+
+@pytest.mark.parametrize(
+    ("row", "kind"),
+    [
+        (None, "null"),
+        ([], "a list"),
+        ("x", "a string"),
+        (True, "a boolean"),
+        (1, "a number"),
+        (0.5, "a number"),
+    ],
+)
+def test_a_row_of_another_kind_is_called_by_its_name_in_json(row: object, kind: str) -> None:
+    assert [each.finding for each in row_faults(row, 1)] == [f"the row is {kind}, not an object"]
+    found = row_faults({"messages": [{"role": "user", "content": {}}]}, 1)
+    assert found[0].finding == "message 1: content is an object, not a string"
+
+
+def test_half_a_character_is_no_text() -> None:
+    assert [is_text(each) for each in ("", "\u00e9\U0001f600", "a\ud800")] == [True, True, False]
+
+
+def test_a_system_message_stands_between_nobody() -> None:
+    roles = ("system", "user", "system", "user", "assistant")
+    row = {"messages": [{"role": role, "content": "x"} for role in roles]}
+    assert [(each.kind, each.finding) for each in row_faults(row, 1)] == [
+        ("system_not_first", "message 3 is a system message"),
+        ("same_role_twice", "message 4 is a second user message in a row"),
+    ]
 
 
 def test_numbers_and_nesting_beyond_the_json_reader_are_faults_not_crashes(tmp_path: Path) -> None:

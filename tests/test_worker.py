@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from fake_compute import FakeBase, FakeSampler
 
+from course_lib.engine import turns
 from course_lib.engine.batch import SampleJob
 from course_lib.engine.futures import FutureTable, Pending
 from course_lib.engine.limits import Limits
@@ -125,11 +126,11 @@ def test_a_number_that_never_arrives_is_given_up_though_its_client_goes_on():
     job = Job(Pending("me"), lambda: Reply(b""), "work", "a")
     for seq in range(1, 100):
         line.add(seq, job)
-        if line.ready(now, gap_s=1.0):
+        if line.ready(now, gap_s=2.0):
             break
         now += 0.5
-    assert now == 6.0 and line.take() is job
-    assert line.ready(now, gap_s=1.0)  # those behind it are not waited for again
+    assert now == 12.0 and line.take() is job
+    assert line.ready(now, gap_s=2.0)  # those behind it are not waited for again
 
 
 def test_the_wait_for_a_second_missing_number_begins_anew():
@@ -140,8 +141,23 @@ def test_the_wait_for_a_second_missing_number_begins_anew():
     line.take()
     assert not line.ready(1.0, gap_s=1.0)
     line.add(3, job)
-    assert not line.ready(5.0, gap_s=1.0) and not line.ready(5.9, gap_s=1.0)
-    assert line.ready(6.0, gap_s=1.0)
+    assert not line.ready(8.0, gap_s=1.0) and not line.ready(8.9, gap_s=1.0)
+    assert line.ready(9.0, gap_s=1.0)
+
+
+def test_the_last_requests_and_all_that_are_held_are_recognised(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(turns, "_REMEMBERED", 2)
+    line = Line("x")
+    jobs = [Job(Pending("me"), lambda: Reply(b""), "work", "a") for _ in range(6)]
+    for seq, job in enumerate(jobs):
+        line.add(seq, job)
+        if seq < 4:
+            assert line.ready(0.0, gap_s=1.0) and line.take() is job
+    found = [seq for seq in range(6) if line.known(seq) == jobs[seq].pending.request_id]
+    assert found == [2, 3, 4, 5]
+    for seq in range(6, 60):
+        line.add(seq, jobs[0])
+    assert line.known(2) and line.known(59)  # two remembered, and 56 that wait
 
 
 def test_turns_are_fair_between_learners(bench: Bench):
@@ -626,6 +642,34 @@ def test_failures_are_reported_in_bulk_as_such_until_the_session_ends():
     assert failed
     table.close_streams("s")
     assert table.completions(("s", 0), 0) == []
+
+
+def test_who_took_a_listener_back_hears_nothing_and_the_others_do():
+    pending, told = Pending("me"), []
+    tells = [lambda: told.append("first"), lambda: told.append("second")]
+    for tell in tells:
+        pending.when_settled(tell)
+    pending.unlisten(tells[0])
+    assert pending.settle(Reply(b"")) and told == ["second"]
+
+
+def test_who_waits_for_a_question_is_woken_by_it():
+    pending = Pending("me")
+    waiting = threading.Thread(target=pending.wait_until_asked, args=(30,))
+    waiting.start()
+    while pending._bell is None:
+        time.sleep(0.001)
+    pending.ask()
+    waiting.join(10)
+    assert not waiting.is_alive()
+
+
+def test_nobody_waits_for_the_requests_of_a_table_that_is_closed():
+    table, told = FutureTable(LIMITS), []
+    table.listen(("s", 0), lambda: told.append("before"))
+    table.close()
+    table.listen(("s", 1), lambda: told.append("after"))
+    assert told == ["before", "after"]
 
 
 def test_a_result_is_found_by_its_owner_only():

@@ -179,8 +179,14 @@ def copy_weights(
         moment,
         moment,
     )
-    rooms.store.save(path, copy, lambda to: _copy_files(rooms.store.folder(source), to))
-    rooms.store.write_run(run)
+    try:
+        rooms.store.save(
+            path, copy, lambda to: rooms.store.read(source, lambda folder: _copy_files(folder, to))
+        )
+        rooms.store.write_run(run)
+    except BaseException:
+        rooms.store.unclaim_run(run_id)
+        raise
     rooms.sessions.add_run(session_id, run_id)
     if message.session_id is None:
         rooms.end_session(session_id, {"type": "client_finished", "reason": {"type": "success"}})
@@ -188,17 +194,19 @@ def copy_weights(
 
 
 def _slot(rooms: Rooms, owner: str, message: types.CopyWeightsRequest) -> tuple[str, str]:
-    """The session and the run that the copy goes to: nothing may be there yet."""
+    """The session and the run that the copy goes to: nothing may be there yet, and nobody else gets
+    it from now on."""
     if message.session_id is None and message.destination_project_id is not None:
         session_id = _archive_session(rooms.sessions, owner, message.destination_project_id)
-        return session_id, run_id_of(session_id, 0)
-    if message.session_id is None or message.model_seq_id is None:
+        run_id = run_id_of(session_id, 0)
+    elif message.session_id is None or message.model_seq_id is None:
         raise RequestError(
             "copy_weights needs destination_project_id, or session_id and model_seq_id"
         )
-    session_id = rooms.sessions.live(message.session_id, owner).session_id
-    run_id = run_id_of(session_id, message.model_seq_id)
-    if rooms.runs.get(run_id) is not None or rooms.store.has_run(run_id):
+    else:
+        session_id = rooms.sessions.live(message.session_id, owner).session_id
+        run_id = run_id_of(session_id, message.model_seq_id)
+    if rooms.runs.get(run_id) is not None or not rooms.store.claim_run(run_id):
         raise RequestError(f"{run_id} is taken; copy_weights needs a model_seq_id that is free")
     return session_id, run_id
 

@@ -33,6 +33,10 @@ class Forward(Protocol):
         """Weights with an adapter's tensors folded in; None for the bare base model."""
         ...
 
+    def nbytes(self, weights: Any) -> int:
+        """What prepared weights take in memory, beside the base model."""
+        ...
+
     def __call__(
         self, weights: Any, tokens: Tensor, start: Tensor | None, cache: Cache, every: bool = False
     ) -> Tensor:
@@ -56,6 +60,9 @@ class GeneralForward:
 
     def prepare(self, state: dict[str, Tensor] | None) -> dict[str, Tensor]:
         return {} if state is None else self.folding.fold(state)
+
+    def nbytes(self, weights: dict[str, Tensor]) -> int:
+        return sum(tensor.nbytes for tensor in weights.values())
 
     def _wear(self, folded: dict[str, Tensor]) -> None:
         if folded is self._worn:
@@ -107,6 +114,9 @@ class LlamaForward:
         self.device = llama.model.device
         self._columns = torch.arange(0, device=self.device)
         self.prepare = fold
+
+    def nbytes(self, weights: Weights) -> int:
+        return weights.nbytes
 
     def __call__(
         self,

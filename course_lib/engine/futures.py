@@ -116,6 +116,7 @@ class FutureTable:
         self._delivered: OrderedDict[str, Pending] = OrderedDict()
         self._streams: dict[tuple[str, int], Stream] = {}
         self._bytes = 0
+        self._closed = False
 
     def open(self, owner: str, stream: tuple[str, int] | None = None) -> Pending:
         """Register a new request."""
@@ -220,12 +221,23 @@ class FutureTable:
                 for pending in self._table.values():
                     if pending.stream == stream:
                         pending.ask()
+            closed = self._closed
+        if closed:
+            tell()
 
     def unlisten(self, stream: tuple[str, int], tell: Callable[[], None]) -> None:
         """Take back a listener that has not been called."""
         with self._lock:
             if stream in self._streams and tell in self._streams[stream].listeners:
                 self._streams[stream].listeners.remove(tell)
+
+    def close(self) -> None:
+        """Nothing finishes any more, at the engine's end: who listens need not wait."""
+        with self._lock:
+            self._closed = True
+            listeners = [tell for its in self._streams.values() for tell in its.listeners]
+        for tell in listeners:
+            tell()
 
     def close_streams(self, sampling_session: str) -> None:
         """Forget the bulk reports of a sampling session that has ended."""

@@ -127,10 +127,20 @@ class Weights:
 
     def reorder(self) -> None:
         """Give each matrix the order in which products of few rows are fast."""
-        matrices = [*chain.from_iterable(layer.matrices for layer in self.layers), self.head]
-        if sum(matrix.weight.nbytes for matrix in matrices) <= ROOM:
-            for matrix in matrices:
+        if self.nbytes <= ROOM:
+            for matrix in self.matrices:
                 matrix.reordered = reordered(matrix.weight)
+
+    @property
+    def matrices(self) -> list[Matrix]:
+        return [*chain.from_iterable(layer.matrices for layer in self.layers), self.head]
+
+    @property
+    def nbytes(self) -> int:
+        """What the matrices take in memory; one that lies there a second time counts twice."""
+        return sum(
+            (1 + (each.reordered is not None)) * each.weight.nbytes for each in self.matrices
+        )
 
     @property
     def adapters(self) -> list[Tensor]:

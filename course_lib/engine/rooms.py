@@ -91,6 +91,7 @@ class Rooms:
     def close(self) -> None:
         """Answer what waits and free the models: whoever still holds an engine holds little."""
         self.worker.stop()
+        self.futures.close()
         if not self.worker.alive:
             self.runs.drop_all()
             self.shelf.clear()

@@ -23,13 +23,14 @@ from transformers import PreTrainedTokenizerBase
 
 from course_lib.engine.cores import cores_for
 from course_lib.engine.decoding import Batch, Row
+from course_lib.engine.limits import Limits
 from course_lib.engine.model import BaseModel, SamplerWeights
 from course_lib.engine.prompts import asks_about_prompt, describe_prompt
 from course_lib.engine.randomness import random_bits
 from course_lib.engine.requests import BLOWN_UP, RequestError, SampleRequest, SampleResult
 from course_lib.engine.validation import check_sample
 
-KEPT_FOLDED = 2  # folded weights kept for the next request, beside those in use
+KEPT_FOLDED = 2  # folded weights kept for the next request, at most; one however large
 STEPS_TO_LOOK = 8  # after so many it is asked who has given up
 
 
@@ -73,11 +74,13 @@ class Sampler:
         deterministic: bool = False,
         max_rows: int = 256,
         prefill_tokens: int = 8192,
+        folded_bytes: int = Limits.folded_bytes,
     ) -> None:
         self.base = base
         self.deterministic = deterministic
         self.max_rows = max_rows  # decoded at once, over all batches
         self.prefill_tokens = prefill_tokens  # of prompts computed in one go
+        self.folded_bytes = folded_bytes  # of folded weights kept, unless it is one alone
         self._forward = base.sampling_forward(reorders=not deterministic)
         self._steps = 0
         self._waiting: deque[Job] = deque()
@@ -219,11 +222,16 @@ class Sampler:
     def _fold(self, weights: SamplerWeights) -> Any:
         """The snapshot's weights, folded at most once while it is in use."""
         if weights not in self._folded:
-            while len(self._folded) >= KEPT_FOLDED:
+            while self._folded and not self._fits_another():
                 self._folded.popitem(last=False)
             self._folded[weights] = self._forward.prepare(weights.state)
         self._folded.move_to_end(weights)
         return self._folded[weights]
+
+    def _fits_another(self) -> bool:
+        """May one more, as large as the largest, lie in memory beside those kept?"""
+        sizes = [self._forward.nbytes(folded) for folded in self._folded.values()]
+        return len(sizes) < KEPT_FOLDED and sum(sizes) + max(sizes) <= self.folded_bytes
 
 
 def share_of(rows: int) -> int:

@@ -35,7 +35,7 @@ def create_sampling_session(
         model = rooms.model(message.base_model or record.base_model)
         check_same_model(record, model)
         key = path = str(parsed)
-        if not (rooms.store.folder(parsed) / ADAPTER).is_file():
+        if not rooms.store.read(parsed, lambda folder: (folder / ADAPTER).is_file()):
             raise RequestError(f"{parsed}: {ADAPTER} is missing")
         key = f"{path}@{record.created_at}"
         rooms.shelf.put_reader(key, model, lambda: _read(rooms, parsed, record))
@@ -53,7 +53,7 @@ def create_sampling_session(
 
 def _read(rooms: Rooms, path: TinkerPath, record: CheckpointRecord) -> State:
     """The weights that the sampler was made for, not those that took their place."""
-    state = read_tensors(rooms.store.folder(path) / ADAPTER, str(path))
+    state = rooms.store.read(path, lambda folder: read_tensors(folder / ADAPTER, str(path)))
     # Looked at only now: a checkpoint may be replaced even while it is read.
     if rooms.store.checkpoint(path).created_at != record.created_at:
         raise GoneError(f"{path} was replaced after this sampler was made; make the sampler again")

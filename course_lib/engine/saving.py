@@ -197,10 +197,10 @@ def _load(
 ) -> None:
     check_same_model(record, run.model)
     check_same_adapter(record, run)
-    folder, moments = rooms.store.folder(path), {}
-    state = read_tensors(folder / ADAPTER, str(path))
-    if optimizer:
-        if path.kind != "weights":
-            raise RequestError(f"{path} holds no optimizer state; only weights/ checkpoints do")
-        moments = read_tensors(folder / OPTIMIZER, str(path))
-    rooms.runs.adapter(run).load_state(state, moments)
+    if optimizer and path.kind != "weights":
+        raise RequestError(f"{path} holds no optimizer state; only weights/ checkpoints do")
+    files = (ADAPTER, OPTIMIZER) if optimizer else (ADAPTER,)
+    state, *moments = rooms.store.read(
+        path, lambda folder: [read_tensors(folder / file, str(path)) for file in files]
+    )
+    rooms.runs.adapter(run).load_state(state, moments[0] if moments else {})

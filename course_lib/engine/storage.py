@@ -21,7 +21,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from course_lib.engine.names import KINDS, TinkerPath, checked_session_id, run_folder
 from course_lib.engine.records import (
@@ -39,6 +39,8 @@ from course_lib.engine.requests import NotFoundError, RequestError
 from course_lib.errors import CourseError
 from course_lib.files import sync
 
+Found = TypeVar("Found")
+
 RECORD = "checkpoint.json"
 NEXT = "~next"  # suffix of a complete checkpoint on its way to replace another of the same name
 
@@ -51,7 +53,6 @@ class Store:
         self._lock = threading.RLock()  # whoever moves or changes a checkpoint holds it
         try:
             (self.root / "runs").mkdir(parents=True, exist_ok=True)
-            (self.root / "sessions").mkdir(exist_ok=True)
         except OSError as error:
             raise CourseError(
                 str(self.root),
@@ -79,8 +80,18 @@ class Store:
             folder.mkdir(parents=True, exist_ok=True)
             write_json(folder / "run.json", asdict(record))
 
-    def has_run(self, run_id: str) -> bool:
-        return (self.run_dir(run_id) / "run.json").exists()
+    def claim_run(self, run_id: str) -> bool:
+        """Take the run's folder for a new run; of several who ask at once, one gets it."""
+        with saving(f"the run {run_id}"):
+            try:
+                self.run_dir(run_id).mkdir(parents=True)
+            except FileExistsError:
+                return False
+        return True
+
+    def unclaim_run(self, run_id: str) -> None:
+        """Give back a folder that was claimed, with what is in it."""
+        shutil.rmtree(self.run_dir(run_id), ignore_errors=True)
 
     def run(self, run_id: str) -> RunRecord:
         record = read_record(self.run_dir(run_id) / "run.json", RunRecord)
@@ -158,7 +169,7 @@ class Store:
             folder.rename(aside)
             following.rename(folder)
         except FileNotFoundError:
-            if following.exists() or not folder.exists():
+            if not folder.exists():
                 raise
             # Another process looked between the two renames, and has finished the second.
         finally:
@@ -173,7 +184,25 @@ class Store:
 
     def _record(self, path: TinkerPath) -> CheckpointRecord | None:
         with self._lock:  # while one replaces another there is none for a moment
-            return read_record(self.folder(path) / RECORD, CheckpointRecord)
+            record = read_record(self.folder(path) / RECORD, CheckpointRecord)
+            if record is None:  # another process may have been in the middle of that
+                record = read_record(self.folder(path) / RECORD, CheckpointRecord)
+            return record
+
+    def read(self, path: TinkerPath, reader: Callable[[Path], Found]) -> Found:
+        """What `reader` finds in the checkpoint's folder, all of one version: it looks again where
+        another took the first one's place meanwhile."""
+        while True:
+            version = self.checkpoint(path).created_at
+            failure, found = None, None
+            try:
+                found = reader(self.folder(path))
+            except (OSError, RequestError) as error:
+                failure = error
+            if self.checkpoint(path).created_at == version:
+                if failure is not None:
+                    raise failure
+                return found
 
     def checkpoints(self, run_id: str) -> list[CheckpointRecord]:
         """The run's checkpoints, newest first; expired ones are removed on the way."""

@@ -35,7 +35,6 @@ class Line:
         self.learner = learner  # the session: turns are fair between learners, then between runs
         self.last_turn = 0
         self.next_seq = 0
-        self.closed: str | None = None  # why no more requests are taken
         self._held: dict[int, Job] = {}
         self._known: OrderedDict[int, str] = OrderedDict()
         self._waiting_since: float | None = None  # for the missing number
@@ -77,8 +76,7 @@ class Line:
         self._waiting_since = self._quiet_since = None
         return job
 
-    def close(self, reason: str) -> list[Job]:
-        """Take no more requests, and give back those that will not run."""
-        self.closed = reason
+    def close(self) -> list[Job]:
+        """Give back the requests that will not run."""
         jobs, self._held = list(self._held.values()), {}
         return jobs

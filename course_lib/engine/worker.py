@@ -51,7 +51,7 @@ class Worker:
         if self._thread.is_alive() and self._thread is not threading.current_thread():
             self._thread.join(timeout_s)
         with self._wake:
-            jobs = [job for line in self._lines.values() for job in line.close(STOPPED)]
+            jobs = [job for line in self._lines.values() for job in line.close()]
             jobs += [self._job] if self._job is not None else []
         for job in [*jobs, *self._samples.close()]:
             self._futures.settle(job.pending, failure_reply(STOPPED, "server"))
@@ -96,8 +96,6 @@ class Worker:
             return STOPPED
         if line is None:
             return "The training run is unknown here; it may have ended with its session"
-        if line.closed is not None:
-            return f"The training run takes no more requests: {line.closed}"
         if seq_id < line.next_seq:
             return f"The sequence id {seq_id} is over; its turn was given up or long finished"
         if len(line) >= self._limits.held_requests:
@@ -114,7 +112,7 @@ class Worker:
         """End a run's line; requests that still wait fail with the reason."""
         with self._wake:
             line = self._lines.pop(run_id, None)
-            jobs = line.close(reason) if line is not None else []
+            jobs = line.close() if line is not None else []
         for job in jobs:
             self._futures.settle(job.pending, failure_reply(reason))
 

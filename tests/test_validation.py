@@ -15,7 +15,7 @@ from chat_templates import COURSE, FAMILIES, byte_tokenizer
 
 import course_lib.validation
 from course_lib.errors import CourseError
-from course_lib.faults import KINDS, MAX_LINE_BYTES, Fault, decode_line, is_text, row_faults
+from course_lib.faults import KINDS, MAX_LINE_BYTES, decode_line, is_text, row_faults
 from course_lib.validation import validate_file
 
 DATA = Path(__file__).resolve().parent.parent / "data"

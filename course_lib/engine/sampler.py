@@ -206,11 +206,11 @@ class Sampler:
         first, rows = group[0]
         key = rows[0] if self.deterministic else first.weights
         batch = self._batches.get(key)
-        if batch is None:
-            batch = Batch(self._forward, self._fold(first.weights))
         every = asks_about_prompt(first.request)
         prompts = [job.request.prompt for job, _ in group]
         with cores_for(self.base.parameter_count, sum(map(len, prompts))):
+            if batch is None:
+                batch = Batch(self._forward, self._fold(first.weights))
             logits = batch.admit(prompts, [rows for _, rows in group], every)
         for (job, _), its_logits in zip(group, logits, strict=True) if every else ():
             describe_prompt(

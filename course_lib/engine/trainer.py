@@ -107,6 +107,14 @@ def optim_step(adapter: Adapter, params: AdamParams) -> dict[str, float]:
     check_adam(params)
     if adapter.gradients is None:
         return {"grad_norm:mean": 0.0}
+    with cores_for(adapter.flat.numel(), 1):
+        norm = _adamw_step(adapter, params)
+    adapter.gradients = None
+    adapter.version += 1
+    return {"grad_norm:mean": norm}
+
+
+def _adamw_step(adapter: Adapter, params: AdamParams) -> float:
     adapter.flat.grad = adapter.gradients
     norm = torch.linalg.vector_norm(adapter.gradients)
     if params.grad_clip_norm:
@@ -119,15 +127,14 @@ def optim_step(adapter: Adapter, params: AdamParams) -> dict[str, float]:
     )
     adapter.optimizer.step()
     adapter.optimizer.zero_grad()
-    adapter.gradients = None
-    adapter.version += 1
-    return {"grad_norm:mean": float(norm)}
+    return float(norm)
 
 
 def prepare(base: BaseModel, adapter: Adapter) -> None:
     """Fold the adapter into the weights before anybody waits for it."""
     if base.llama is not None and adapter.parameters:  # it may have been deleted meanwhile
-        base.arranged(base.llama, adapter)
+        with cores_for(base.parameter_count, adapter.spec.rank):
+            base.arranged(base.llama, adapter)
 
 
 def not_finite(finding: str, adapter: Adapter, loss_fn: str) -> RequestError:

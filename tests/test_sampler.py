@@ -142,7 +142,9 @@ def test_top_p_keeps_the_smallest_set_that_reaches_it():
     assert draws(LOGITS, top_p=0.39) == pytest.approx([0, 1, 0, 0])
     assert draws(LOGITS, top_p=1e-6) == pytest.approx([0, 1, 0, 0])
     exact = torch.tensor([[0.25, 0.5, 0.25]])  # the likeliest alone reaches a half, no more is kept
-    assert truncated(exact, torch.tensor([-1]), torch.tensor([0.5])).tolist() == [[0, 0.5, 0]]
+    assert truncated(exact.log(), exact, torch.tensor([-1]), torch.tensor([0.5])).tolist() == [
+        [0, 0.5, 0]
+    ]
 
 
 def test_at_a_high_temperature_the_likeliest_are_still_kept():

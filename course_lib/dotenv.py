@@ -43,9 +43,8 @@ def misread_lines() -> list[str]:
     """What lines of `env_file` do not do although they seem to, each in a sentence; no values."""
     found = []
     for number, name, equals, _ in _lines():
-        word = re.split(r"[\s:]", name.removeprefix("set "))[
-            0
-        ]  # what follows may be a key, or it is
+        # What follows the first word may be a key, and so may the word itself.
+        word = re.split(r"[\s:]", name.removeprefix("set "))[0]
         near = difflib.get_close_matches(word.upper(), SETTINGS, 1, cutoff=0.8)
         meant = near[0] if near else "NAME"
         if not equals or not name.isidentifier():

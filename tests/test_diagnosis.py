@@ -2,7 +2,7 @@
 
 import pytest
 
-from course_lib.diagnosis import RULES, diagnose
+from course_lib.diagnosis import ENOUGH, RULES, diagnose
 
 STEPS = 30
 
@@ -106,6 +106,10 @@ def test_without_a_reference_the_rate_tells_a_tiny_step_from_a_blind_reward():
 def test_a_tournament_is_not_called_flat_because_somebody_wins_every_duel():
     columns = {**HEALTHY, **BROKEN["flat_reward"], "reward/tournament": line(0.5, 0.5)}
     assert kinds(columns) == []
+
+
+def test_a_short_run_is_not_called_flat():
+    assert kinds({**HEALTHY, **BROKEN["flat_reward"]}, steps=ENOUGH - 1) == []
 
 
 def flat(value):

@@ -83,7 +83,9 @@ def every_figure():
         "timeline": servings.timeline_figure(
             {"in turn": [(0, 1, 2), (2, 2.5, 3)], "at once": [(0, 1.5, 2.5), (0, 1.6, 2.4)]}, "T"
         ),
-        "shares": shares.shares_figure(["long mask", "b"], {"right": [0.25, 0.0]}, "T"),
+        "shares": shares.shares_figure(
+            ["a mask with a long name", "b"], {"right": [0.25, 0.0]}, "T"
+        ),
         "kept": lora.kept_figure([0, 1], [0.0, 1.0], [0.0, 1.0], "T"),
         "calibration": preferences.calibration_figure([(0.55, 0.5, 4), (0.9, 0.75, 16)], "T"),
         "arms": preferences.arms_figure({"gamed": ([0.1, 1.0], [0.4, 0.3])}, "T"),
@@ -139,10 +141,7 @@ def test_nothing_is_cut_off_at_the_edge(name):
 
 @pytest.mark.parametrize("name", FIGURES)
 def test_every_axis_that_is_drawn_is_named(name):
-    unnamed = {"next_token", "stacked", "estimators", "intervals", "agreement"} | {
-        "seeds",
-        "clinic",
-    }
+    unnamed = {"next_token", "stacked", "estimators", "intervals", "agreement", "seeds", "clinic"}
     for axes in FIGURES[name].axes:
         if axes.axison and name not in unnamed:
             assert axes.get_xlabel() or axes.get_ylabel()

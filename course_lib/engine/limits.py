@@ -27,7 +27,6 @@ class Limits:
     keep_results_bytes: int = 512 * MIB  # all finished results together
     adapter_bytes: int = 2048 * MIB  # live adapters with optimizer state; the rest is parked
     shelf_bytes: int = 512 * MIB  # sampler weights in memory; the rest is parked
-    folded_bytes: int = 2048 * MIB  # weights with an adapter folded in, beside those in use
     scratch_bytes: int = 8192 * MIB  # parked snapshots on disk; the oldest goes first
     silent_s: float = 3600.0  # a session without a heartbeat for this long has ended
     note_s: float = 60.0  # a run's record is at most so much older than its last request

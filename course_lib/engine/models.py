@@ -58,13 +58,6 @@ def load_models(
     return models
 
 
-def check_model(folder_or_hub: str) -> None:
-    """Raises: CourseError when there is no such model to load."""
-    from course_lib.engine.model import find_model
-
-    find_model(folder_or_hub)
-
-
 def keep_quiet() -> None:
     """Silence what the libraries say on stderr without need: a notebook shows it in red."""
     from transformers.utils import logging as transformers_logging

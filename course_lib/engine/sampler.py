@@ -23,7 +23,6 @@ from transformers import PreTrainedTokenizerBase
 
 from course_lib.engine.cores import cores_for
 from course_lib.engine.decoding import Batch, Row
-from course_lib.engine.limits import Limits
 from course_lib.engine.model import BaseModel, SamplerWeights
 from course_lib.engine.prompts import asks_about_prompt, describe_prompt
 from course_lib.engine.randomness import random_bits
@@ -31,6 +30,7 @@ from course_lib.engine.requests import BLOWN_UP, RequestError, SampleRequest, Sa
 from course_lib.engine.validation import check_sample
 
 KEPT_FOLDED = 2  # folded weights kept for the next request, at most; one however large
+KEPT_BYTES = 2 << 30  # which they may take together
 STEPS_TO_LOOK = 8  # after so many it is asked who has given up
 
 
@@ -74,7 +74,7 @@ class Sampler:
         deterministic: bool = False,
         max_rows: int = 256,
         prefill_tokens: int = 8192,
-        folded_bytes: int = Limits.folded_bytes,
+        folded_bytes: int = KEPT_BYTES,
     ) -> None:
         self.base = base
         self.deterministic = deterministic

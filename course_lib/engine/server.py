@@ -138,7 +138,7 @@ def start(
     Raises:
         CourseError: an engine with another model or store is running; the model cannot be loaded.
     """
-    from course_lib.engine.models import check_model, load_models, shipped_model
+    from course_lib.engine.models import load_models, shipped_model
 
     place = Path(store or setting("COURSE_STORE") or DEFAULT_STORE).resolve()
     names = {name: whereabouts(source) for name, source in (aliases or {}).items()}
@@ -149,7 +149,9 @@ def start(
                 return engine
             if engine.running:
                 if running[0] != key[0]:
-                    check_model(key[0])  # for one that is not there nobody need stop the engine
+                    from course_lib.engine.model import find_model
+
+                    find_model(key[0])  # for one that is not there nobody need stop the engine
                 others = ", ".join(f"{name}={source}" for name, source in running[2])
                 raise CourseError(
                     "engine",

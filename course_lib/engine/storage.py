@@ -183,26 +183,27 @@ class Store:
         return record
 
     def _record(self, path: TinkerPath) -> CheckpointRecord | None:
+        def look() -> CheckpointRecord | None:
+            return read_record(self.folder(path) / RECORD, CheckpointRecord)
+
         with self._lock:  # while one replaces another there is none for a moment
-            record = read_record(self.folder(path) / RECORD, CheckpointRecord)
-            if record is None:  # another process may have been in the middle of that
-                record = read_record(self.folder(path) / RECORD, CheckpointRecord)
-            return record
+            # Twice: another process, which has another lock, may have been in the middle of it;
+            # the second look at the folder finishes that.
+            return look() or look()
 
     def read(self, path: TinkerPath, reader: Callable[[Path], Found]) -> Found:
         """What `reader` finds in the checkpoint's folder, all of one version: it looks again where
         another took the first one's place meanwhile."""
         while True:
             version = self.checkpoint(path).created_at
-            failure, found = None, None
             try:
                 found = reader(self.folder(path))
-            except (OSError, RequestError) as error:
-                failure = error
-            if self.checkpoint(path).created_at == version:
-                if failure is not None:
-                    raise failure
-                return found
+            except (OSError, RequestError):
+                if self.checkpoint(path).created_at == version:
+                    raise
+            else:
+                if self.checkpoint(path).created_at == version:
+                    return found
 
     def checkpoints(self, run_id: str) -> list[CheckpointRecord]:
         """The run's checkpoints, newest first; expired ones are removed on the way."""

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import torch
+from transformers.cache_utils import Cache
 
-from course_lib.engine.cache import SPARE, SlabLayer
+from course_lib.engine import cache
+from course_lib.engine.cache import FIRST, SPARE, GroupedCache, SlabLayer, new_cache
 
 
 def columns(rows: int, count: int, value: float) -> torch.Tensor:
@@ -77,3 +79,43 @@ def test_the_first_columns_can_be_forgotten():
     assert layer.length == 4 and seen(layer, 1)[:4] == [3, 4, 5, 6]
     layer.write(columns(2, 1, 7), columns(2, 1, -7))
     assert seen(layer, 0)[:5] == [3, 4, 5, 6, 7]
+
+
+def prompts(*rows: int) -> Cache:
+    """A cache of one layer and so many columns, of which row r holds 10 r + 1, 10 r + 2 ..."""
+    made, (count, length) = new_cache(), rows
+    first = 10.0 * torch.arange(count).view(-1, 1, 1, 1)
+    columns = (first + torch.arange(1, length + 1).view(1, 1, -1, 1)).expand(count, 2, length, 4)
+    made.update(columns, -columns, 0)
+    return made
+
+
+def test_a_shared_prompt_is_each_rows_own_once_they_part():
+    """Beyond the room for new columns at first, too."""
+    grouped = GroupedCache(prompts(2, 3), 4)
+    layer = grouped.layers[0]
+    added = FIRST + SPARE + 1
+    for t in range(added):
+        layer.reserve()
+        new = (100 * torch.arange(4.0) + t).view(4, 1, 1).expand(4, 2, 4)
+        layer.write(new, -new)
+    assert grouped.get_seq_length() == 3 + added <= 3 + layer.width
+    assert not layer.keys[:, :, :, added:].any()
+    apart = grouped.apart().layers[0]
+    assert apart.rows == 4 and apart.length == 3 + added
+    for row in range(4):
+        begins = [10 * (row // 2) + t for t in (1, 2, 3)]
+        own = [100 * row + t for t in range(added)]
+        assert seen(apart, row)[: 3 + added] == begins + own
+        assert not any(seen(apart, row)[3 + added :])
+
+
+def test_prompts_are_shared_by_equal_groups_where_that_saves_enough(monkeypatch):
+    monkeypatch.setattr(cache, "SHARED_AT", 100)  # 2 prompts x 2 heads x 4 columns x 4 = 64 numbers
+    two = prompts(2, 4)
+    assert GroupedCache.pays(two, [0, 0, 0, 1, 1, 1])
+    assert not GroupedCache.pays(two, [0, 0, 1, 1])  # 64
+    assert not GroupedCache.pays(two, [0, 0, 0, 0, 1, 1])
+    assert not GroupedCache.pays(two, [0, 1, 0, 1, 0, 1])
+    assert not GroupedCache.pays(two, [0, 0, 0, 1, 1])
+    assert not GroupedCache.pays(two, [0, 0, 0, 0, 0, 0])

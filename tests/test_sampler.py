@@ -8,7 +8,11 @@ import numpy as np
 import pytest
 import torch
 from tiny_models import ARCHITECTURES, END, VOCAB, random_tokens, tiny_model, tiny_tokenizer
+from transformers.cache_utils import Cache
 
+from course_lib.engine import cache
+from course_lib.engine.cache import GroupedCache
+from course_lib.engine.forwards import LlamaForward
 from course_lib.engine.model import BaseModel, agreeing_llama
 from course_lib.engine.picking import Drawing, truncated, uniforms
 from course_lib.engine.requests import (
@@ -55,6 +59,54 @@ def sample(base: BaseModel, request: SampleRequest, adapter=None, **options):
     future = sampler.submit(request, base.sampler_weights(adapter and adapter.state()))
     sampler.run_until_idle()
     return future.result(timeout=0)
+
+
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+@pytest.mark.parametrize("lengths", [(9, 9, 9), (3, 20, 1), (30,)])
+@pytest.mark.parametrize("stop", [[], [*range(0, VOCAB, 20)]], ids=["no stop", "stops"])
+def test_samples_that_share_their_prompt_are_those_of_copies(kv_heads, lengths, stop, monkeypatch):
+    """Until half of them have ended, or another request joins; and they are the trainer's, too."""
+    base = tiny_base(num_key_value_heads=kv_heads)
+    adapter = trained_adapter(base)
+    weights = base.sampler_weights(adapter.state())
+    steps = {GroupedCache: 0, Cache: 0}
+    forward = LlamaForward.next
+
+    def counted(self, weights, tokens, start, cache):
+        steps[type(cache)] += 1
+        return forward(self, weights, tokens, start, cache)
+
+    monkeypatch.setattr(LlamaForward, "next", counted)
+
+    def results(shared_at: int, joins_after: int = 0):
+        monkeypatch.setattr(cache, "SHARED_AT", shared_at)
+        steps.update({GroupedCache: 0, Cache: 0})
+        sampler, futures = Sampler(base), []
+        for seed, length in enumerate(lengths):
+            prompt = random_tokens(length, length)
+            request = SampleRequest(prompt, 5, max_tokens=60, seed=9 * seed, stop=stop)
+            futures.append((prompt, sampler.submit(request, weights)))
+        if joins_after:
+            for _ in range(joins_after):
+                sampler.step()
+            request = SampleRequest(random_tokens(7, 7), 1, max_tokens=9, seed=99, stop=[])
+            futures.append((request.prompt, sampler.submit(request, weights)))
+        sampler.run_until_idle()
+        return [(prompt, future.result(timeout=0).sequences) for prompt, future in futures]
+
+    copied = results(10**9)
+    assert steps[GroupedCache] == 0 < steps[Cache]
+    shared = results(1)
+    assert steps[GroupedCache] > 0 and (steps[Cache] > 0) == bool(stop)
+    joined = results(1, joins_after=4)
+    assert 0 < steps[GroupedCache] <= 4 and steps[Cache] > 0
+    assert len(joined) == len(lengths) + 1
+    for (prompt, expected), *others in zip(copied, shared, joined[:-1], strict=True):
+        for _, sequences in others:
+            assert [each.tokens for each in sequences] == [each.tokens for each in expected]
+        for sequence in others[0][1]:
+            logprobs = trainer_logprobs(base, adapter, prompt, sequence.tokens)
+            assert np.abs(np.array(sequence.logprobs) - logprobs).max() < 1e-4
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

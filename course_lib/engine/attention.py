@@ -13,6 +13,7 @@ C tokens of their own after P shared ones, L = P + C.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -158,16 +159,8 @@ class ShortRows:
         """Write the answers, in the order of the queries; give what `backward` needs."""
         q, k, v = (each.view(self.row) for each in parts[:3])
         lent = [each.view(self.group) for each in parts[3:]]  # keys and values, if there are any
-        scale = self.heads.scale
-        scores = torch.baddbmm(self.future, q, k.transpose(1, 2), alpha=scale)
-        if lent:
-            asked, lent_k = parts[0].view(self.group), lent[0]
-            of_lent = torch.baddbmm(self.no_loan, asked, lent_k.transpose(1, 2), alpha=scale)
-            scores = torch.cat([of_lent.view(*scores.shape[:2], -1), scores], dim=-1)
-        probs = scores.softmax(-1)  # (G kv_heads R, h C, L)
-        torch.bmm(self.own(probs), v, out=into.view(self.row))
-        if lent:
-            into.view(self.group).baddbmm_(self.shared(probs), lent[1])
+        masks = self.future, self.no_loan
+        probs = attend(q, k, v, lent, masks, self.heads.scale, into.view(self.row))
         return q, k, v, probs, *lent
 
     def backward(self, given: Tensor, kept: Any, into: list[Tensor]) -> None:
@@ -256,6 +249,36 @@ class LongRows:
             into, torch.autograd.grad(mixed, parts, given.view(mixed.shape)), strict=True
         ):
             to.copy_(gradient)
+
+
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    lent: Sequence[Tensor],
+    masks: tuple[Tensor, Tensor | None],
+    scale: float,
+    into: Tensor,
+) -> Tensor:
+    """Attention of many small rows, softmax(scale q k^T + mask) v, written `into` (N, Q, D).
+
+    q (N, Q, D) asks k and v (N, C, D), and, where there are any, the keys and values `lent` to
+    groups of rows that follow one another, (N / R, P, D). The masks go on the scores, (N, Q, C) and
+    (N / R, R Q, P). Returns the probabilities (N, Q, P + C).
+    """
+    scores = torch.baddbmm(masks[0], q, k.transpose(1, 2), alpha=scale)
+    before = 0
+    if lent:
+        (lent_k, lent_v), before = lent, lent[0].shape[1]
+        asked = q.view(len(lent_k), -1, q.shape[2])
+        of_lent = torch.baddbmm(masks[1], asked, lent_k.transpose(1, 2), alpha=scale)
+        scores = torch.cat([of_lent.view(*scores.shape[:2], -1), scores], dim=-1)
+    probs = scores.softmax(-1)
+    torch.bmm(probs[..., before:], v, out=into)
+    if lent:
+        of_groups = probs[..., :before].view(*of_lent.shape)
+        into.view(asked.shape).baddbmm_(of_groups, lent_v)
+    return probs
 
 
 def part(

@@ -10,7 +10,6 @@ Legend: T packed tokens, H hidden size, F width of the MLP, r rank of the adapte
 
 from __future__ import annotations
 
-from dataclasses import fields
 from itertools import chain
 
 import torch
@@ -55,13 +54,14 @@ class HiddenStates(torch.autograd.Function):
         back = rotations.conj().resolve_conj()
         gradients: list[list[Tensor]] = []
         # Where no token has a loss, nothing flows back into the last layer but through attention.
-        live = dy.any(-1).nonzero().squeeze(-1)
-        chosen = live if len(live) < FEW * len(dy) else slice(None)
-        dx = norm_backward(dy[chosen], hidden[chosen], ctx.scale[chosen])
+        live = dy.abs().sum(-1).nonzero().squeeze(-1)
+        few = len(live) < FEW * len(dy)
+        ends = [each.index_select(0, live) if few else each for each in (dy, hidden, ctx.scale)]
+        dx = norm_backward(*ends)
         for index in reversed(range(len(weights.layers))):
             layer, step, kept = weights.layers[index], ctx.tape.pop(), ctx.kept.pop()
-            top = index == len(weights.layers) - 1 and chosen is live
-            at = Step(*(getattr(step, f.name)[live] for f in fields(step))) if top else step
+            top = few and index == len(weights.layers) - 1
+            at = step.of(live) if top else step
             gate, up = at.gate_up.chunk(2, dim=-1)
             dh, down = matrix_backward(layer.down, dx, at.swished * up)
             dgate_up = torch.empty_like(at.gate_up)
@@ -100,7 +100,7 @@ def matrix_backward(
     for index, (b, (first, last)) in enumerate(zip(matrix.bs, matrix.blocks, strict=True)):
         part = slice(index * rank, (index + 1) * rank)
         torch.mm(dy[:, first:last], b, out=u[:, part])
-        dbs.append((dy[:, first:last].T @ down[:, part]).mul_(scale))
+        dbs.append((down[:, part].T @ dy[:, first:last]).mul_(scale).T)  # of few rows: faster
     return dx, [(u.T @ x).mul_(scale), *dbs]
 
 
@@ -135,14 +135,13 @@ class TargetLogprobs(torch.autograd.Function):
         dy, targets = dy[wanted], targets[wanted]
         rows, place = source[wanted].unique(return_inverse=True)  # (R,) tokens with a gradient
         total = dy.new_zeros(len(rows)).index_add_(0, place, dy.sum(-1))
-        dlogits = logprobs[rows].exp_().mul_(-total.unsqueeze(-1))  # (R, V)
+        dlogits = logprobs.index_select(0, rows).exp_().mul_(-total.unsqueeze(-1))  # (R, V)
         dlogits.index_put_((place.unsqueeze(-1), targets), dy, accumulate=True)
         dh = da = db = None
         if ctx.needs_input_grad[0]:
-            dh = torch.zeros_like(hidden)
-            dh[rows] = dlogits @ weight
+            dh = torch.zeros_like(hidden).index_copy_(0, rows, dlogits @ weight)
         if a is not None and b is not None:
-            scale, h = ALPHA / len(a), hidden[rows]
+            scale, h = ALPHA / len(a), hidden.index_select(0, rows)
             da = ((dlogits @ b).T @ h).mul_(scale)
             db = (dlogits.T @ (h @ a.T)).mul_(scale)
         return dh, None, da, db, None, None

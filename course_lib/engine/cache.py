@@ -1,5 +1,9 @@
 """What is remembered of the tokens so far: keys and values of all rows, one slab for each layer.
 
+Rows that have begun together, as many from each prompt, keep a prompt's keys and values once for
+all of its rows (`GroupedCache`), until rows come or go: attention then reads a fraction of the
+memory. All others have a slab (`SlabLayer`) to themselves.
+
 All rows share one clock: column t of the slab is written by every row in the same step, so a row
 that came later starts at a later column (`start`), and everything left of it is masked. Rows that
 have ended are overwritten by the last ones. It is a `transformers` cache, so any causal LM can
@@ -12,10 +16,14 @@ memory that it does not read, the processor fetches nothing ahead, and takes twi
 
 from __future__ import annotations
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 SPARE = 8  # columns that may be unused, or one in sixteen where that is more
+FIRST = 16  # columns that rows with a shared prompt begin with; products with 12 or fewer are slow
+SHARED_AT = 200_000  # numbers of a layer's keys that need no copy, from which on it pays
 
 
 class SlabLayer(CacheLayerMixin):
@@ -102,8 +110,6 @@ class SlabLayer(CacheLayerMixin):
             for buffer in (self.keys, self.values):
                 buffer[holes] = buffer[tails]
         self.rows = rows
-        if not rows:
-            self.length = 0
 
     def trim(self, columns: int) -> None:
         """Forget the first columns, which no live row looks at any more."""
@@ -125,3 +131,78 @@ class SlabLayer(CacheLayerMixin):
 def new_cache() -> Cache:
     """An empty cache, which grows a `SlabLayer` for each layer that writes to it."""
     return Cache(layer_class_to_replicate=SlabLayer)
+
+
+class GroupedLayer:
+    """One layer of a `GroupedCache`: G prompts of P columns, and R rows to each.
+
+    The prompts' keys and values are (G, kv_heads, P, D); what the rows have added, up to a corner
+    and zeros behind it, is (G, kv_heads, R, columns, D).
+    """
+
+    def __init__(self, prompts: SlabLayer, rows: int) -> None:
+        self.prompts = tuple(
+            each[: prompts.rows, :, : prompts.length] for each in (prompts.keys, prompts.values)
+        )
+        groups, heads, self.before, dim = self.prompts[0].shape
+        self.shape = groups, rows, heads, dim
+        self.keys = self.prompts[0].new_zeros(groups, heads, rows, FIRST, dim)
+        self.values = self.keys.clone()
+        self.length = 0
+
+    @property
+    def width(self) -> int:
+        """The own columns there are, in use or not."""
+        return self.keys.shape[3]
+
+    def reserve(self) -> None:
+        """Make room for one column more."""
+        if self.length == self.width:
+            more = max(SPARE, (self.before + self.length) // 16)
+            self.keys, self.values = (F.pad(each, (0, 0, 0, more)) for each in self.own)
+
+    def write(self, keys: Tensor, values: Tensor) -> None:
+        """Add what every row has of its newest token, (G R, kv_heads, D)."""
+        for buffer, states in zip(self.own, (keys, values), strict=True):
+            buffer[:, :, :, self.length] = states.reshape(self.shape).transpose(1, 2)
+        self.length += 1
+
+    @property
+    def own(self) -> tuple[Tensor, Tensor]:
+        return self.keys, self.values
+
+    def apart(self) -> SlabLayer:
+        """The same, a copy of its prompt for each row."""
+        layer, rows = SlabLayer(), self.shape[1]
+        whole = []
+        for prompts, own in zip(self.prompts, self.own, strict=True):
+            begun = prompts.unsqueeze(1).expand(-1, rows, -1, -1, -1)
+            added = own[..., : self.length, :].transpose(1, 2)
+            whole.append(torch.cat([begun, added], dim=-2).flatten(0, 1))
+        layer.write(*whole)
+        return layer
+
+
+class GroupedCache:
+    """The cache of so many rows, equally many of each prompt, one after the other."""
+
+    def __init__(self, prompts: Cache, rows: int) -> None:
+        self.layers = [GroupedLayer(layer, rows // layer.rows) for layer in prompts.layers]
+
+    def get_seq_length(self) -> int:
+        return self.layers[0].before + self.layers[0].length
+
+    def apart(self) -> Cache:
+        """A cache in which each row may come and go."""
+        cache = new_cache()
+        cache.layers = [layer.apart() for layer in self.layers]
+        return cache
+
+    @staticmethod
+    def pays(prompts: Cache, source: list[int]) -> bool:
+        """Have rows with these prompts come in equal groups, and so that sharing saves enough?"""
+        layer = prompts.layers[0]
+        rows, rest = divmod(len(source), layer.rows)
+        in_groups = not rest and source == [place // rows for place in range(len(source))]
+        saved = (rows - 1) * layer.keys[: layer.rows, :, : layer.length].numel()
+        return in_groups and saved >= SHARED_AT

@@ -1,8 +1,9 @@
 """How is a batch decoded? Rows with the same weights advance together, one token a step.
 
-A prompt is computed once, however many samples are asked of it; its keys and values are then copied
-for each of them. Rows enter at any step. Those that have ended leave several at a time: moving
-the others together costs as much as computing some rows in vain.
+A prompt is computed once, however many samples are asked of it. Its keys and values are then copied
+for each of them, or lie there for all of them (see `cache`). Rows enter at any step. Those that
+have ended leave several at a time: moving the others together costs as much as computing some rows
+in vain.
 """
 
 from __future__ import annotations
@@ -17,13 +18,14 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache
 
-from course_lib.engine.cache import SlabLayer, new_cache
+from course_lib.engine.cache import GroupedCache, SlabLayer, new_cache
 from course_lib.engine.forwards import Forward
 from course_lib.engine.picking import Drawing, top_entries, uniforms
 from course_lib.engine.requests import SampledSequence, SampleRequest
 
 DRAWS = 16  # random numbers of a row that are made at once
 LEAVE_AT = 1 / 4  # of a batch's rows have ended: time to leave
+PART_AT = 1 / 2  # the same where rows share their prompts, and leaving costs each a copy
 
 
 @dataclass(eq=False)
@@ -136,7 +138,7 @@ class Batch:
         self.weights = weights
         self.rows: list[Row] = []
         self.ended = 0  # of them, which have not left yet
-        self.cache = new_cache()
+        self.cache: Cache | GroupedCache = new_cache()
         # Each row's newest token, which is not in the cache yet.
         self._last = torch.empty(0, dtype=torch.long, device=forward.device)
         self._settings: Settings | None = None
@@ -165,13 +167,22 @@ class Batch:
         for row, index in zip(rows, source, strict=True):
             row.start = padding[index]
         alive = [index for index, row in enumerate(rows) if not row.stop_reason]
-        if alive:
+        self._settings = None
+        if self._may_share(len(alive) / len(rows)) and GroupedCache.pays(cache, source):
+            self.cache, self._last = GroupedCache(cache, len(rows)), drawn
+            self.rows, self.ended = rows, len(rows) - len(alive)
+        elif alive:
             self._last = torch.cat([self._last, drawn[torch.tensor(alive, device=device)]])
             self._join(cache, [rows[i] for i in alive], [source[i] for i in alive])
         return logits
 
+    def _may_share(self, alive: float) -> bool:
+        """May new rows, this part of which lives on, share their prompts?"""
+        return self.forward.groups and not self.rows and alive > PART_AT
+
     def _join(self, cache: Cache, rows: list[Row], source: list[int]) -> None:
         """Append new rows with the columns of their prompts, so that all rows end in one column."""
+        self._part_groups()
         new, old = cache.get_seq_length(), self.cache.get_seq_length()
         index = torch.tensor(source, device=self.forward.device)
         while len(self.cache.layers) < len(cache.layers):
@@ -182,7 +193,11 @@ class Batch:
             for row in moved:
                 row.start += shift
         self.rows = self.rows + rows
-        self._settings = None
+
+    def _part_groups(self) -> None:
+        """Before rows come or go: each needs all of its columns for itself."""
+        if isinstance(self.cache, GroupedCache):
+            self.cache = self.cache.apart()
 
     @torch.inference_mode()
     def step(self) -> bool:
@@ -195,7 +210,8 @@ class Batch:
         before, self.ended = self.ended, sum(1 for row in self.rows if row.stop_reason)
         some_ended = self.ended > before
         # Whoever has ended and stays must not outgrow the model's context.
-        if self.ended >= LEAVE_AT * len(self.rows) or (self.ended and settings.at_a_limit):
+        leave_at = PART_AT if isinstance(self.cache, GroupedCache) else LEAVE_AT
+        if self.ended >= leave_at * len(self.rows) or (self.ended and settings.at_a_limit):
             self.drop_ended()
         return some_ended
 
@@ -206,6 +222,11 @@ class Batch:
         count = len(alive)
         if count == len(self.rows):
             return
+        if not count:
+            self.rows, self.ended, self._settings, self._last = [], 0, None, self._last[:0]
+            self.cache = new_cache()
+            return
+        self._part_groups()
         holes = [index for index in range(count) if self.rows[index].stop_reason]
         tails = [index for index in alive if index >= count]
         order = list(range(count))
@@ -216,7 +237,7 @@ class Batch:
         device = self.forward.device
         self._last = self._last[torch.tensor(order, dtype=torch.long, device=device)]
         into, source = (torch.tensor(places, device=device) for places in (holes, tails))
-        unseen = min((row.start for row in self.rows), default=0)
+        unseen = min(row.start for row in self.rows)
         trims = unseen > self.cache.get_seq_length() // 2
         for layer in self.cache.layers:
             layer.keep(into, source, count)

@@ -17,7 +17,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
-from course_lib.engine.attention import SHORT
+from course_lib.engine.attention import SHORT, attend
+from course_lib.engine.cache import GroupedCache
 from course_lib.engine.llama import Llama, Weights
 from course_lib.engine.lora import Folding, sharing_copy
 
@@ -28,6 +29,7 @@ class Forward(Protocol):
     """What decoding needs from a model."""
 
     device: torch.device
+    groups: bool  # does it take a `GroupedCache`, too?
 
     def prepare(self, state: dict[str, Tensor] | None) -> Any:
         """Weights with an adapter's tensors folded in; None for the bare base model."""
@@ -50,6 +52,8 @@ class Forward(Protocol):
 
 class GeneralForward:
     """Any causal LM, its weights exchanged for the folded ones."""
+
+    groups = False
 
     def __init__(self, model: PreTrainedModel, folding: Folding) -> None:
         self.model = sharing_copy(model)  # `folding` needs the original weights
@@ -102,6 +106,8 @@ class GeneralForward:
 
 class LlamaForward:
     """The fast pass, for models that it fits."""
+
+    groups = True
 
     def __init__(
         self,
@@ -164,27 +170,75 @@ class LlamaForward:
             self._columns = torch.arange(2 * count, device=self.device)
         return self._columns[:count]
 
-    def next(self, weights: Weights, tokens: Tensor, start: Tensor | None, cache: Cache) -> Tensor:
+    def next(
+        self,
+        weights: Weights,
+        tokens: Tensor,
+        start: Tensor | None,
+        cache: Cache | GroupedCache,
+    ) -> Tensor:
         """The hidden states (B, H) of one token more for each row (B,)."""
         if self.reorders:
             weights.expect(len(tokens))
         past = cache.get_seq_length()
+        positions = self.first(past + 1)[past].expand(len(tokens))
+        if start is not None:
+            positions = positions - start
+        grouped = isinstance(cache, GroupedCache)
+        attend = self._in_groups(cache, start) if grouped else self._row_by_row(cache, start)
+        return self.llama.hidden(weights, tokens, positions, attend)[0]
+
+    def _row_by_row(self, cache: Cache, start: Tensor | None) -> Callable[[int, Tensor], Tensor]:
+        """Attention (see `Llama.hidden`) of each row's newest token to all columns of its row."""
+        past = cache.get_seq_length()
         for layer in cache.layers:
-            layer.reserve(len(tokens), past + 1)
+            layer.reserve(layer.rows, past + 1)
         columns = self.first(cache.layers[0].width)
         hidden = columns > past  # not in use yet, (L,); or left of a row's start, (B, L)
-        positions = columns[past].expand(len(tokens))
         if start is not None:
-            hidden = hidden | (columns < start.unsqueeze(-1))
-            positions = positions - start
-        mask = torch.where(hidden, MASKED, 0.0).view(-1, 1, 1, len(columns))
+            hidden = (hidden | (columns < start.unsqueeze(-1))).repeat_interleave(
+                self.llama.kv_heads, 0
+            )
+        mask = torch.where(hidden, MASKED, 0.0).view(-1, 1, len(columns))
 
-        def attend(layer: int, qkv: Tensor) -> Tensor:
+        def attention(layer: int, qkv: Tensor) -> Tensor:
             q, k, v = self.llama.apart(qkv.unsqueeze(2))  # (B, heads, 1, D)
-            keys, values = cache.layers[layer].write(k, v)
-            return attention(q, keys, values, mask).flatten(1)
+            keys, values = (each.flatten(0, 1) for each in cache.layers[layer].write(k, v))
+            q = q.reshape(len(keys), -1, self.llama.dim)  # (B kv_heads, h, D)
+            mixed = torch.empty_like(q)
+            attend(q, keys, values, (), (mask, None), self.llama.dim**-0.5, mixed)
+            return mixed.view(len(qkv), -1)
 
-        return self.llama.hidden(weights, tokens, positions, attend)[0]
+        return attention
+
+    def _in_groups(
+        self, cache: GroupedCache, start: Tensor | None
+    ) -> Callable[[int, Tensor], Tensor]:
+        """The same where the rows of a group share the columns of their prompt."""
+        for layer in cache.layers:
+            layer.reserve()
+        first = cache.layers[0]
+        groups, rows, kv_heads, dim = first.shape
+        columns = self.first(max(first.width, first.before))
+        own = torch.where(columns[: first.width] > first.length, MASKED, 0.0).view(1, 1, -1)
+        lent = own.new_zeros(1, 1, 1)
+        if start is not None:
+            padding = columns[: first.before] < start.view(groups, rows)[:, :1]  # (G, P)
+            lent = torch.where(padding, MASKED, 0.0).repeat_interleave(kv_heads, 0).unsqueeze(1)
+
+        def attention(index: int, qkv: Tensor) -> Tensor:
+            layer = cache.layers[index]
+            q, k, v = self.llama.apart(qkv)  # (G R, heads, D)
+            layer.write(k, v)
+            q = q.reshape(groups, rows, kv_heads, -1, dim).transpose(1, 2).contiguous()
+            asked = q.view(groups * kv_heads * rows, -1, dim)  # (G kv_heads R, h, D)
+            mixed = torch.empty_like(asked)
+            keys, values = (each.flatten(0, 2) for each in layer.own)
+            prompts = [each.flatten(0, 1) for each in layer.prompts]
+            attend(asked, keys, values, prompts, (own, lent), dim**-0.5, mixed)
+            return mixed.view(q.shape).transpose(1, 2).reshape(len(qkv), -1)
+
+        return attention
 
 
 def last_tokens(rows: int, new: int, start: Tensor | None, device: torch.device) -> Tensor:

@@ -15,7 +15,7 @@ and keys, sliding windows, weights below float32: such models take the general w
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from itertools import chain
 
 import torch
@@ -107,6 +107,10 @@ class Step:
     second_scale: Tensor
     gate_up: Tensor  # (T, 2 F)
     swished: Tensor  # (T, F): silu(gate)
+
+    def of(self, tokens: Tensor) -> Step:
+        """The same of these tokens alone; `index_select` takes a third of an index's time."""
+        return Step(*(getattr(self, each.name).index_select(0, tokens) for each in fields(self)))
 
 
 @dataclass

@@ -75,7 +75,7 @@ class SlabLayer(CacheLayerMixin):
             return
         rows = had_rows if rows <= had_rows else max(rows, 2 * self.rows)
         if columns > had_columns:
-            columns += max(SPARE, columns // 16)
+            columns += spare(columns)
         columns = max(columns, had_columns)
         for name in ("keys", "values"):
             old = getattr(self, name)
@@ -128,6 +128,11 @@ class SlabLayer(CacheLayerMixin):
         return -1
 
 
+def spare(columns: int) -> int:
+    """How many columns to make room for beyond these."""
+    return max(SPARE, columns // 16)
+
+
 def new_cache() -> Cache:
     """An empty cache, which grows a `SlabLayer` for each layer that writes to it."""
     return Cache(layer_class_to_replicate=SlabLayer)
@@ -158,7 +163,7 @@ class GroupedLayer:
     def reserve(self) -> None:
         """Make room for one column more."""
         if self.length == self.width:
-            more = max(SPARE, (self.before + self.length) // 16)
+            more = spare(self.before + self.length)
             self.keys, self.values = (F.pad(each, (0, 0, 0, more)) for each in self.own)
 
     def write(self, keys: Tensor, values: Tensor) -> None:

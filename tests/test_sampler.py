@@ -13,6 +13,7 @@ from transformers.cache_utils import Cache
 from course_lib.engine import cache
 from course_lib.engine.cache import GroupedCache
 from course_lib.engine.forwards import LlamaForward
+from course_lib.engine.llama import Llama
 from course_lib.engine.model import BaseModel, agreeing_llama
 from course_lib.engine.picking import Drawing, truncated, uniforms
 from course_lib.engine.requests import (
@@ -474,6 +475,46 @@ def test_several_snapshots_and_the_base_are_decoded_side_by_side():
     sampler.run_until_idle()
     assert [future.result(0).sequences[0].tokens for future in futures] == alone
     assert len({tuple(tokens) for tokens in alone}) == 4
+
+
+@pytest.mark.parametrize("asks", [False, True], ids=["sample", "prompt logprobs"])
+def test_what_prompts_have_in_common_is_computed_once(asks, monkeypatch):
+    """As a system prompt, before questions of different lengths; the answers are those of each
+    alone."""
+    base, computed = tiny_base(), []
+    hidden = Llama.hidden
+
+    def counted(self, weights, tokens, *rest, **named):
+        computed.append(len(tokens))
+        return hidden(self, weights, tokens, *rest, **named)
+
+    monkeypatch.setattr(Llama, "hidden", counted)
+    system = random_tokens(40, seed=1)
+    requests = [
+        SampleRequest(
+            np.concatenate([system, [row], random_tokens(row, row)]),
+            max_tokens=6,
+            seed=row,
+            stop=[],
+            prompt_logprobs=asks,
+        )
+        for row in range(1, 6)
+    ]
+    alone = [sample(base, request) for request in requests]
+    assert sum(n for n in computed if n > 5) == 5 * 40 + sum(1 + row for row in range(1, 6))
+    computed.clear()
+    sampler, weights = Sampler(base), base.sampler_weights(None)
+    futures = [sampler.submit(request, weights) for request in requests]
+    sampler.run_until_idle()
+    assert [n for n in computed if n > 5] == [40 + sum(1 + row for row in range(1, 6))]
+    for future, its_own in zip(futures, alone, strict=True):
+        result = future.result(timeout=0)
+        assert result.sequences[0].tokens == its_own.sequences[0].tokens
+        np.testing.assert_allclose(
+            result.sequences[0].logprobs, its_own.sequences[0].logprobs, atol=1e-4
+        )
+        if asks:
+            np.testing.assert_allclose(result.prompt_logprobs, its_own.prompt_logprobs, atol=1e-4)
 
 
 @pytest.mark.parametrize("architecture", ["llama", "qwen3"])

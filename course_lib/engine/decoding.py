@@ -144,28 +144,22 @@ class Batch:
         self._settings: Settings | None = None
 
     @torch.inference_mode()
-    def admit(self, prompts: list[np.ndarray], rows_of: list[list[Row]], every: bool) -> Tensor:
+    def admit(
+        self, prompts: list[np.ndarray], rows_of: list[list[Row]], every: bool
+    ) -> list[Tensor]:
         """Compute each prompt once and draw the first token of all its rows.
 
-        Returns the prompts' logits, (prompts, V) or with `every` (prompts, P, V); shorter prompts
-        are padded on the left.
+        Returns, with `every`, the logits of each prompt (P, V).
         """
         self.drop_ended()
         device = self.forward.device
-        length = max(len(prompt) for prompt in prompts)
-        padding = [length - len(prompt) for prompt in prompts]
-        tokens = torch.zeros(len(prompts), length, dtype=torch.long)
-        for into, prompt, skipped in zip(tokens, prompts, padding, strict=True):
-            into[skipped:] = torch.from_numpy(prompt)
-        start = torch.tensor(padding, device=device) if any(padding) else None
         cache = new_cache()
-        logits = self.forward(self.weights, tokens.to(device), start, cache, every)
+        last, whole = self.forward.prefill(self.weights, prompts, cache, every)
         rows = [row for group in rows_of for row in group]
         source = [index for index, group in enumerate(rows_of) for _ in group]
-        last = logits[:, -1] if every else logits
         drawn = draw(last[torch.tensor(source, device=device)], rows, Settings(rows, device))
         for row, index in zip(rows, source, strict=True):
-            row.start = padding[index]
+            row.start = cache.get_seq_length() - len(prompts[index])
         alive = [index for index, row in enumerate(rows) if not row.stop_reason]
         self._settings = None
         if self._may_share(len(alive) / len(rows)) and GroupedCache.pays(cache, source):
@@ -174,7 +168,7 @@ class Batch:
         elif alive:
             self._last = torch.cat([self._last, drawn[torch.tensor(alive, device=device)]])
             self._join(cache, [rows[i] for i in alive], [source[i] for i in alive])
-        return logits
+        return whole
 
     def _may_share(self, alive: float) -> bool:
         """May new rows, this part of which lives on, share their prompts?"""
@@ -204,8 +198,7 @@ class Batch:
         """One token for every row. Did any end?"""
         settings = self._settings or Settings(self.rows, self.forward.device)
         self._settings = settings
-        tokens = self._last.unsqueeze(-1)
-        logits = self.forward(self.weights, tokens, settings.start, self.cache)
+        logits = self.forward.next(self.weights, self._last, settings.start, self.cache)
         self._last = draw(logits, self.rows, settings)
         before, self.ended = self.ended, sum(1 for row in self.rows if row.stop_reason)
         some_ended = self.ended > before

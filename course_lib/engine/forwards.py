@@ -3,7 +3,7 @@
 `GeneralForward` runs any Hugging Face causal LM; `LlamaForward` the faster pass of `llama`. Both
 compute with weights that an adapter has been folded into, and write to the same key-value cache.
 
-Legend: B rows, Q new columns, L columns in all, V vocabulary.
+Legend: B rows, P tokens of a prompt, L columns in all, V vocabulary.
 """
 
 from __future__ import annotations
@@ -11,16 +11,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Protocol
 
+import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
-from course_lib.engine.attention import SHORT, attend
+from course_lib.engine.attention import Attention, attend
 from course_lib.engine.cache import GroupedCache
 from course_lib.engine.llama import Llama, Weights
 from course_lib.engine.lora import Folding, sharing_copy
+from course_lib.engine.packing import pack
 
 MASKED = -1e30  # not minus infinity: a padded column sees nothing, and its softmax must stay finite
 
@@ -39,10 +40,19 @@ class Forward(Protocol):
         """What prepared weights take in memory, beside the base model."""
         ...
 
-    def __call__(
-        self, weights: Any, tokens: Tensor, start: Tensor | None, cache: Cache, every: bool = False
-    ) -> Tensor:
-        """Logits after the last column (B, V), or after every one (B, Q, V), of tokens (B, Q).
+    def prefill(
+        self, weights: Any, prompts: list[np.ndarray], cache: Cache, every: bool = False
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Logits after each prompt's last token (B, V), and with `every` after all of them, (P, V)
+        for each prompt.
+
+        In the cache, which was empty, they end in the same column: shorter ones are padded on the
+        left.
+        """
+        ...
+
+    def next(self, weights: Any, tokens: Tensor, start: Tensor | None, cache: Cache) -> Tensor:
+        """Logits after one token more for each row (B,): (B, V).
 
         Row b's first token stands in column `start[b]` of the cache, and what is left of it is
         padding; None means that no row has any.
@@ -78,14 +88,37 @@ class GeneralForward:
             module._parameters[parameter] = weight  # type: ignore[assignment]
         self._worn = folded
 
-    def __call__(
+    def prefill(
+        self,
+        weights: dict[str, Tensor],
+        prompts: list[np.ndarray],
+        cache: Cache,
+        every: bool = False,
+    ) -> tuple[Tensor, list[Tensor]]:
+        real = ending_together(prompts)
+        tokens = np.zeros(real.shape, dtype=np.int64)
+        tokens[real] = np.concatenate(prompts)
+        start = None if real.all() else torch.from_numpy((~real).sum(axis=1)).to(self.device)
+        logits = self._logits(
+            weights, torch.from_numpy(tokens).to(self.device), start, cache, to_keep=1 - every
+        )
+        whole = [row[-len(prompt) :] for row, prompt in zip(logits, prompts, strict=True)]
+        return logits[:, -1], whole if every else []
+
+    def next(
+        self, weights: dict[str, Tensor], tokens: Tensor, start: Tensor | None, cache: Cache
+    ) -> Tensor:
+        return self._logits(weights, tokens.unsqueeze(-1), start, cache, to_keep=1)[:, -1]
+
+    def _logits(
         self,
         weights: dict[str, Tensor],
         tokens: Tensor,
         start: Tensor | None,
         cache: Cache,
-        every: bool = False,
+        to_keep: int,
     ) -> Tensor:
+        """Of tokens (B, Q) in the next columns the logits (B, Q, V), or the last `to_keep`."""
         self._wear(weights)
         past = cache.get_seq_length()
         columns = torch.arange(past + tokens.shape[1], device=tokens.device)
@@ -93,15 +126,14 @@ class GeneralForward:
         if start is not None:
             mask = (columns >= start.unsqueeze(-1)).long()  # (B, L)
             positions = (positions - start.unsqueeze(-1)).clamp(min=0)  # (B, Q)
-        logits = self.model(
+        return self.model(
             input_ids=tokens,
             attention_mask=mask,
             position_ids=positions,
             past_key_values=cache,
             use_cache=True,
-            logits_to_keep=0 if every else 1,
+            logits_to_keep=to_keep,
         ).logits
-        return logits if every else logits[:, -1]
 
 
 class LlamaForward:
@@ -124,45 +156,35 @@ class LlamaForward:
     def nbytes(self, weights: Weights) -> int:
         return weights.nbytes
 
-    def __call__(
-        self,
-        weights: Weights,
-        tokens: Tensor,
-        start: Tensor | None,
-        cache: Cache,
-        every: bool = False,
-    ) -> Tensor:
-        rows, new = tokens.shape
-        if new == 1 and cache.layers:
-            return weights.head(self.next(weights, tokens.squeeze(1), start, cache))
-        past = cache.get_seq_length()
-        columns = self.first(past + new)
-        positions = columns[past:].expand(rows, new)
-        real = None  # the tokens that are no padding, where only these are computed
-        if start is not None:
-            if not every:
-                real = (positions >= start.unsqueeze(-1)).flatten().nonzero().squeeze(-1)
-            positions = (positions - start.unsqueeze(-1)).clamp(min=0)
-        mask = visible(columns, past, start)
+    def prefill(
+        self, weights: Weights, prompts: list[np.ndarray], cache: Cache, every: bool = False
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Packed, as rows are in training: no padding, and beginnings that some share once."""
+        packed = pack(prompts, self.device)
+        attention = Attention(packed, self.llama.heads, self.llama.kv_heads, self.llama.dim)
+        lengths = np.array([len(prompt) for prompt in prompts])
+        ends = lengths.cumsum() - 1
+        columns = np.maximum(np.arange(lengths.max()) - lengths.max() + 1, 1 - lengths[:, None])
+        # Which packed token stands in each column, (B L,); in padding a row's own first one.
+        places = packed.source[torch.from_numpy((ends[:, None] + columns).ravel()).to(self.device)]
+        last = packed.source[torch.from_numpy(ends).to(self.device)]
 
         def attend(layer: int, qkv: Tensor) -> Tensor:
-            if real is not None:
-                padded = qkv.new_zeros(rows * new, *qkv.shape[1:])
-                qkv = padded.index_copy_(0, real, qkv)
-            qkv = qkv.unflatten(0, (rows, new)).transpose(1, 2)  # (B, n, Q, D)
-            q, k, v = self.llama.apart(qkv)
-            keys, values = cache.update(k, v, layer)  # (B, kv_heads, L, D)
-            mixed = attention(q, keys, values, mask).transpose(1, 2).reshape(rows * new, -1)
-            return mixed if real is None else mixed.index_select(0, real)
+            states = qkv[:, self.llama.heads :].index_select(0, places)  # (B L, 2 kv_heads, D)
+            states = states.unflatten(0, (len(prompts), -1)).transpose(1, 2)
+            cache.update(*states.chunk(2, dim=1), layer)
+            return attention(qkv)
 
-        chosen, at = tokens.flatten(), positions.flatten()
-        if real is not None:
-            chosen, at = chosen.index_select(0, real), at.index_select(0, real)
         if self.reorders:
-            weights.expect(len(chosen))
-        ends = None if every else last_tokens(rows, new, start, tokens.device)
-        hidden, _ = self.llama.hidden(weights, chosen, at, attend, wanted=ends)  # (T or B, H)
-        return weights.head(hidden.unflatten(0, (rows, new)) if every else hidden)
+            weights.expect(len(packed.tokens))
+        hidden, _ = self.llama.hidden(
+            weights, packed.tokens, packed.positions, attend, wanted=None if every else last
+        )
+        logits = weights.head(hidden)
+        if not every:
+            return logits, []
+        rows = packed.source.split(lengths.tolist())
+        return logits.index_select(0, last), [logits.index_select(0, row) for row in rows]
 
     def first(self, count: int) -> Tensor:
         """0, 1, 2 ... as many; made rarely, since they are asked for at every token."""
@@ -177,7 +199,6 @@ class LlamaForward:
         start: Tensor | None,
         cache: Cache | GroupedCache,
     ) -> Tensor:
-        """The hidden states (B, H) of one token more for each row (B,)."""
         if self.reorders:
             weights.expect(len(tokens))
         past = cache.get_seq_length()
@@ -186,7 +207,7 @@ class LlamaForward:
             positions = positions - start
         grouped = isinstance(cache, GroupedCache)
         attend = self._in_groups(cache, start) if grouped else self._row_by_row(cache, start)
-        return self.llama.hidden(weights, tokens, positions, attend)[0]
+        return weights.head(self.llama.hidden(weights, tokens, positions, attend)[0])
 
     def _row_by_row(self, cache: Cache, start: Tensor | None) -> Callable[[int, Tensor], Tensor]:
         """Attention (see `Llama.hidden`) of each row's newest token to all columns of its row."""
@@ -241,35 +262,7 @@ class LlamaForward:
         return attention
 
 
-def last_tokens(rows: int, new: int, start: Tensor | None, device: torch.device) -> Tensor:
-    """Where each row's last token stands among the real ones, row after row (B,)."""
-    lengths = torch.full((rows,), new, device=device) if start is None else new - start
-    return lengths.cumsum(0) - 1
-
-
-def visible(columns: Tensor, past: int, start: Tensor | None) -> Tensor | None:
-    """The attention mask (B or 1, 1, Q, L): 0 where a column may be seen; None when all may."""
-    new = columns[past:].unsqueeze(-1)  # (Q, 1)
-    mask = None
-    if len(new) > 1:
-        mask = (columns > new).float().mul_(MASKED)[None, None]
-    if start is not None:
-        padding = (columns < start.unsqueeze(-1)).float().mul_(MASKED)[:, None, None]
-        mask = padding if mask is None else mask + padding
-    return mask
-
-
-def attention(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
-    """What the queries (B, heads, Q, D) find among keys and values (B, kv_heads, L, D).
-
-    For one query, and where rows are short, plain products are faster than torch's own function.
-    """
-    (rows, kv_heads, columns, dim), heads = keys.shape, q.shape[1]
-    if q.shape[2] > 1 and columns > SHORT:
-        gqa = heads != kv_heads
-        return F.scaled_dot_product_attention(q, keys, values, attn_mask=mask, enable_gqa=gqa)
-    queries = (q * dim**-0.5).reshape(rows * kv_heads, -1, dim)  # (B kv_heads, heads/kv_heads Q, D)
-    scores = queries @ keys.flatten(0, 1).transpose(1, 2)
-    if mask is not None:
-        scores.view(rows, heads, -1, columns).add_(mask)
-    return (scores.softmax(-1) @ values.flatten(0, 1)).view(q.shape)
+def ending_together(prompts: list[np.ndarray]) -> np.ndarray:
+    """Which columns (B, L) hold tokens where all prompts end in the last one."""
+    lengths = np.array([[len(prompt)] for prompt in prompts])
+    return np.arange(lengths.max()) >= lengths.max() - lengths

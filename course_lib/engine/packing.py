@@ -10,14 +10,14 @@ groups of R rows, the longest of C tokens of its own and P of a shared beginning
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import chain
 
 import numpy as np
 import torch
 from torch import Tensor
 
-WORTH = 0.1  # a beginning is shared where that saves this part of the group's tokens
+WORTH = 0.15  # beginnings are shared where that saves this part of a group's tokens, and of all
 COUNTS = (1, 2, 3)  # how many buckets there may be
 A_BUCKET = 8000  # so many pairs of query and key are attended to in the time that a bucket costs
 
@@ -62,30 +62,67 @@ class Packed:
 
 
 def shared_prefixes(rows: list[np.ndarray]) -> list[tuple[int, list[int]]]:
-    """Group rows that begin alike: (length of the shared beginning, the rows' indices)."""
-    ordered = sorted(range(len(rows)), key=lambda index: rows[index].tobytes())
-    groups: list[tuple[int, list[int]]] = []
-    for index in ordered:
-        if groups:
-            length, members = groups[-1]
-            common = min(length, common_prefix(rows[members[-1]], rows[index]))
-            if common * len(members) >= max(1, length * (len(members) - 1)):
-                groups[-1] = (common, [*members, index])
-                continue
-        groups.append((len(rows[index]) - 1, [index]))
-    return [(length if worth(length, rows, members) else 0, members) for length, members in groups]
+    """Group rows that begin alike: (length of the shared beginning, the rows' indices).
+
+    Sorted, rows with a common beginning stand together, and the longer it is, the fewer they are:
+    intervals within intervals (those of a suffix array's LCP array: Abouelhoda, Kurtz and Ohlebusch
+    2004), which become groups from the inside out. Rows that no group takes are one group with a
+    beginning of length 0.
+    """
+    order = sorted(range(len(rows)), key=lambda index: rows[index].tobytes())
+    commons = common_beginnings([rows[index] for index in order])
+    open_ones = [Interval(0)]
+    for index, common in zip(order, [*commons, 0], strict=True):  # with the next one
+        closed = Interval(common, [index])
+        while open_ones[-1].length > common:
+            closed = open_ones.pop().add(closed).grouped(rows)
+        if open_ones[-1].length < common:
+            open_ones.append(Interval(common))
+        open_ones[-1].add(closed)
+    (whole,) = open_ones
+    if sum(map(saved, whole.groups)) < WORTH * sum(map(len, rows)):
+        return [(0, list(range(len(rows))))]
+    return [*whole.groups, (0, whole.alone)] if whole.alone else whole.groups
 
 
-def worth(length: int, rows: list[np.ndarray], members: list[int]) -> bool:
-    saved = length * (len(members) - 1)
-    return saved > WORTH * sum(len(rows[member]) for member in members)
+@dataclass
+class Interval:
+    """Neighbours among the sorted rows, with a common beginning of `length` tokens."""
+
+    length: int
+    alone: list[int] = field(default_factory=list)  # rows that no group has taken
+    groups: list[tuple[int, list[int]]] = field(default_factory=list)
+
+    def add(self, inner: Interval) -> Interval:
+        self.alone += inner.alone
+        self.groups += inner.groups
+        return self
+
+    def grouped(self, rows: list[np.ndarray]) -> Interval:
+        """Make one group of its rows, but for the groups in it that save more by themselves."""
+        kept = [group for group in self.groups if self.length * len(group[1]) < saved(group)]
+        joins = [group for group in self.groups if self.length * len(group[1]) >= saved(group)]
+        members = [*self.alone, *chain.from_iterable(members for _, members in joins)]
+        worth = max(sum(map(saved, joins)), WORTH * sum(len(rows[index]) for index in members))
+        if members and saved((self.length, members)) >= worth:
+            self.alone, self.groups = [], [*kept, (self.length, members)]
+        return self
 
 
-def common_prefix(a: np.ndarray, b: np.ndarray) -> int:
-    """How many tokens two rows share at the start, leaving each at least one of its own."""
-    length = min(len(a), len(b)) - 1
-    differs = np.flatnonzero(a[:length] != b[:length])
-    return int(differs[0]) if len(differs) else length
+def saved(group: tuple[int, list[int]]) -> int:
+    """How many tokens need not be computed where a group shares its beginning."""
+    length, members = group
+    return length * (len(members) - 1)
+
+
+def common_beginnings(rows: list[np.ndarray]) -> list[int]:
+    """How many tokens each row shares with the one before it at the start, leaving either at least
+    one of its own; nothing for the first row."""
+    lengths = np.array([len(row) for row in rows])
+    tokens = np.zeros((len(rows), lengths.max()), dtype=np.int64)
+    tokens[np.arange(lengths.max()) < lengths[:, None]] = np.concatenate(rows)
+    same = np.logical_and.accumulate(tokens[1:] == tokens[:-1], axis=1).sum(axis=1)
+    return np.minimum(same, np.minimum(lengths[1:], lengths[:-1]) - 1).tolist()
 
 
 def pack(rows: list[np.ndarray], device: torch.device) -> Packed:
@@ -126,23 +163,25 @@ def bucketed(segments: list[Segment]) -> list[list[Segment]]:
     alone = [segment for segment in segments if segment.before is None]
     continuing = [segment for segment in segments if segment.before is not None]
     buckets = []
-    for chosen, orders in ((alone, [by_length]), (continuing, [by_length, by_group(continuing)])):
-        cuts = [shares(sorted(chosen, key=order), n) for order in orders for n in COUNTS]
-        buckets += min(cuts, key=lambda cut: sum(map(cost, cut)))
+    for chosen, orders in ((alone, [by_length]), (continuing, [by_length, by_group])):
+        if chosen:
+            facts = np.array([(len(one.tokens), one.offset, beginning(one)) for one in chosen])
+            cuts = [shares(order(*facts.T), n) for order in orders for n in COUNTS]
+            cheapest = min(cuts, key=lambda cut: sum(cost(*facts[share].T) for share in cut))
+            buckets += [[chosen[index] for index in share] for share in cheapest]
     return buckets
 
 
-def by_length(segment: Segment) -> tuple[int, int]:
-    return len(segment.tokens), segment.offset
+def by_length(lengths: np.ndarray, offsets: np.ndarray, groups: np.ndarray) -> np.ndarray:
+    return np.lexsort((offsets, lengths))
 
 
-def by_group(segments: list[Segment]) -> Callable[[Segment], tuple[int, int]]:
+def by_group(lengths: np.ndarray, offsets: np.ndarray, groups: np.ndarray) -> np.ndarray:
     """The order in which groups stay together: by the longest of each."""
-    longest: dict[int, int] = {}
-    for segment in segments:
-        group = beginning(segment)
-        longest[group] = max(longest.get(group, 0), len(segment.tokens))
-    return lambda segment: (longest[beginning(segment)], beginning(segment))
+    _, which = np.unique(groups, return_inverse=True)
+    longest = np.zeros_like(groups)
+    np.maximum.at(longest, which, lengths)
+    return np.lexsort((groups, longest[which]))
 
 
 def beginning(segment: Segment) -> int:
@@ -150,9 +189,16 @@ def beginning(segment: Segment) -> int:
     return segment.first if segment.before is None else segment.before.first
 
 
-def shares(segments: list[Segment], n: int) -> list[list[Segment]]:
-    share = max(1, -(-len(segments) // n))
-    return [segments[i : i + share] for i in range(0, len(segments), share)]
+def shares(order: np.ndarray, n: int) -> list[np.ndarray]:
+    share = -(-len(order) // n)
+    return [order[i : i + share] for i in range(0, len(order), share)]
+
+
+def cost(lengths: np.ndarray, offsets: np.ndarray, groups: np.ndarray) -> int:
+    """What attention over a bucket takes, in pairs of query and key: G R C L of its own."""
+    _, sizes = np.unique(groups, return_counts=True)
+    own = lengths.max()
+    return A_BUCKET + len(sizes) * sizes.max() * own * (own + offsets.max())
 
 
 def grouped(segments: list[Segment]) -> list[list[Segment]]:
@@ -160,14 +206,6 @@ def grouped(segments: list[Segment]) -> list[list[Segment]]:
     for segment in segments:
         groups.setdefault(beginning(segment), []).append(segment)
     return list(groups.values())
-
-
-def cost(bucket: list[Segment]) -> int:
-    """What attention over a bucket takes, in pairs of query and key: G R C L of its own."""
-    groups = grouped(bucket)
-    own = max(len(segment.tokens) for segment in bucket)
-    rows = len(groups) * max(map(len, groups))
-    return A_BUCKET + rows * own * (own + max(segment.offset for segment in bucket))
 
 
 def side_by_side(segments: list[Segment]) -> Bucket:

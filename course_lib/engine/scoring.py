@@ -33,6 +33,8 @@ def micro_batches(base: BaseModel, data: list[TrainDatum]) -> list[list[int]]:
             for row, datum in enumerate(data)
             if datum.loss_fn_inputs["target_tokens"].ndim == columns
         ]
+        if not alike:
+            continue
         rows = [data[row].tokens for row in alike]
         if base.llama is None:
             cut = cut_padded([len(row) for row in rows], limit)
@@ -57,7 +59,7 @@ def cut_padded(lengths: list[int], limit: int) -> list[list[int]]:
 def cut_packed(rows: list[np.ndarray], limit: int) -> list[list[int]]:
     """All rows at once if they fit, else group by group of a shared beginning, which counts once in
     each batch."""
-    if 0 < sum(map(len, rows)) <= limit:
+    if sum(map(len, rows)) <= limit:
         return [list(range(len(rows)))]
     batches: list[list[int]] = []
     used = limit

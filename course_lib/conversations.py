@@ -63,7 +63,7 @@ class Conversation:
             if self.messages[index].role == "assistant":
                 return index
         place = self.source or "conversation"
-        raise CourseError(place, "no assistant message", "add the message that is to be learnt")
+        raise CourseError(place, "no assistant message", "add the message that is to be learned")
 
 
 def load_conversations(

@@ -50,7 +50,7 @@ KINDS: dict[str, tuple[str, str]] = {  # kind -> severity, remedy
     # the order of the messages
     "system_not_first": (ERROR, "put the system message first"),
     "same_role_twice": (ERROR, "join the two messages, or add the turn between them"),
-    "no_assistant": (ERROR, "add the assistant message that is to be learnt"),
+    "no_assistant": (ERROR, "add the assistant message that is to be learned"),
     "no_user": (ERROR, "put the question before the answer"),
     "assistant_first": (WARNING, "begin with a user message: some chat templates insist"),
     "last_not_assistant": (WARNING, "add the answer, or delete it: it is not trained on"),

@@ -43,6 +43,15 @@ def settings(config: Mapping[str, float], **defaults: float) -> list[float]:
     return [float(config.get(key, default)) for key, default in defaults.items()]
 
 
+def clip_range(config: Mapping[str, float], low: float, high: float) -> tuple[float, float]:
+    """The two clip thresholds of `config`, with these defaults; refused where they are crossed."""
+    low, high = settings(config, clip_low_threshold=low, clip_high_threshold=high)
+    if low > high:
+        problem = f"clip_low_threshold, {low:g}, lies above clip_high_threshold, {high:g}"
+        raise CourseError("loss_fn_config", problem, "clip to a range such as 0.8 to 1.2")
+    return low, high
+
+
 def importance_ratio(log_ratio: Tensor, matters: Tensor) -> Tensor:
     """r = exp(log r), at most e^80 where more does not matter: the advantage is 0, or the clip cuts
     it off. Infinity times 0 would be no number, in the loss or in its gradient.
@@ -72,7 +81,7 @@ def ppo(
     target_logprobs: Tensor, inputs: Mapping[str, Tensor], config: Mapping[str, float]
 ) -> Tensor:
     """Clipped policy gradient: -min(r A, clip(r, low, high) A) (Schulman et al. 2017, eq. 7)."""
-    low, high = settings(config, clip_low_threshold=0.8, clip_high_threshold=1.2)
+    low, high = clip_range(config, low=0.8, high=1.2)
     advantages = inputs["advantages"]
     ratio = importance_ratio(target_logprobs - inputs["logprobs"], advantages < 0)
     return -torch.minimum(ratio * advantages, ratio.clamp(low, high) * advantages)
@@ -85,7 +94,7 @@ def cispo(
 
     Only the weight is clipped, so every token keeps a gradient; ppo drops the clipped ones.
     """
-    low, high = settings(config, clip_low_threshold=0.0, clip_high_threshold=4.0)
+    low, high = clip_range(config, low=0.0, high=4.0)
     advantages = inputs["advantages"]
     ratio = importance_ratio(target_logprobs.detach() - inputs["logprobs"], advantages != 0)
     return -ratio.clamp(low, high) * advantages * target_logprobs
@@ -111,7 +120,7 @@ def gspo(
     The mean is over `sequence_ratio_mask`. Every token has the value of s and a gradient of its
     own: s exp(lp - sg[lp]). The default range is ppo's; the paper's is 1 - 3e-4 to 1 + 4e-4.
     """
-    low, high = settings(config, clip_low_threshold=0.8, clip_high_threshold=1.2)
+    low, high = clip_range(config, low=0.8, high=1.2)
     mask, advantages = inputs["sequence_ratio_mask"], inputs["advantages"]
     log_ratio = ((target_logprobs - inputs["logprobs"]).detach() * mask).sum(-1, keepdim=True)
     sequence_log_ratio = log_ratio / mask.sum(-1, keepdim=True).clamp(min=1)

@@ -31,7 +31,7 @@ TRAIN_ON = ("last_assistant", "all_assistant")
 
 @dataclass(frozen=True)
 class Rendered:
-    """Tokens (N,) and the weight of each one's loss (N,): 1.0 is learnt, 0.0 is only read."""
+    """Tokens (N,) and the weight of each one's loss (N,): 1.0 is learned, 0.0 is only read."""
 
     tokens: list[int]
     weights: list[float]
@@ -97,7 +97,7 @@ def parse_completion(tokens: Sequence[int], tokenizer: PreTrainedTokenizerBase) 
 def _turns_to_learn(
     conversation: Conversation, train_on: str
 ) -> tuple[tuple[Message, ...], list[int]]:
-    """The messages up to the last answer, and which of them are learnt (by index)."""
+    """The messages up to the last answer, and which of them are learned (by index)."""
     if train_on not in TRAIN_ON:
         raise CourseError("train_on", f"{train_on!r} is unknown", f"use {' or '.join(TRAIN_ON)}")
     last = len(conversation.prompt)
@@ -108,7 +108,7 @@ def _turns_to_learn(
 
 
 def _stretches(text: str, answers: list[tuple[int, int]]) -> Iterator[tuple[int, int, float]]:
-    """The text as (begin, end, weight): read, learnt, read, learnt, ..., read."""
+    """The text as (begin, end, weight): read, learned, read, learned, ..., read."""
     done = 0
     for begin, end in answers:
         yield done, begin, 0.0

@@ -299,7 +299,7 @@ from course_lib.preferences import judgement, train_reward_model
 show_source(judgement, train_reward_model)
 
 # %% [markdown] id="first-loss-note"
-# **Predict** the first loss. A judge that has learnt nothing should be near $\ln 2 = 0.693$. We
+# **Predict** the first loss. A judge that has learned nothing should be near $\ln 2 = 0.693$. We
 # compute it with your function from the strengths of the first batch, before any training.
 
 # %% id="first-loss"
@@ -392,7 +392,7 @@ measured("polite lies that beat a plain truth, of 18:", lies_won)
 band("Most polite lies win", lies_won > 12)
 
 # %% [markdown] id="truth-lesson"
-# It has learnt what was easiest to see: six of the seven kinds of pair can be told by how a reply
+# It has learned what was easiest to see: six of the seven kinds of pair can be told by how a reply
 # sounds, and truth would have needed knowledge. The one accuracy in the headline hid it, and the
 # calibration says so only if you look at the right bin. **Split the accuracy of a judge by
 # reason.** A policy that is paid by this judge will be taught to lie politely.
@@ -710,7 +710,7 @@ for name, groups_of in ends.items():
 band("The reward model prefers the repaired replies", liked["repaired"] > liked["gamed"] + 0.5)
 
 # %% [markdown] id="judge-on-arms-lesson"
-# It would: repetition is something that it has seen. A learnt reward is blind where its pairs are
+# It would: repetition is something that it has seen. A learned reward is blind where its pairs are
 # blind (truth), and sharp where they are sharp. A rule is blind where its author was. That is why
 # they are combined, and why neither replaces reading.
 #

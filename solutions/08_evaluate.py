@@ -265,7 +265,7 @@ show(intervals_figure(names, gains, intervals, title, "gain (share of problems)"
 # The widget takes some of our problems and asks the question of them alone. Begin with all 120,
 # then take 20, and change the seed. **Predict**: with 20 problems, does the nudged model ever look
 # better, or worse, for certain? Then put `"GRPO"` in its place, run the cell again, and ask whether
-# it ever looks as if it had learnt nothing.
+# it ever looks as if it had learned nothing.
 
 # %% id="luck-widget"
 from course_lib.widgets import luck_explorer

@@ -319,8 +319,8 @@ show(agreement_figure(adapted[::8], shown, "Same model, same logits (every eight
 def merge_is_good(base, adapted, merged, tolerance):
     """Logits of the three models on the same prompt; True if the merge can be shipped."""
     far = max(abs(a - m) for a, m in zip(adapted, merged, strict=True))
-    learnt = max(abs(a - b) for a, b in zip(adapted, base, strict=True))
-    return far <= tolerance < learnt
+    learned = max(abs(a - b) for a, b in zip(adapted, base, strict=True))
+    return far <= tolerance < learned
 
 
 # %% id="check-merge-test"
@@ -408,13 +408,13 @@ show(rounding_figure(sizes, unmoved, lost, "A change, added in bfloat16"))
 band("At full size most weights move", unmoved[0] < 0.2)
 band("At a thousandth most weights stay as they were", unmoved[-1] > 0.8)
 band("At a tenth a third of them stay, and the logits hardly notice", lost[2] < 0.1 < unmoved[2])
-band("At a thousandth most of what was learnt is lost", lost[-1] > 0.5)
+band("At a thousandth most of what was learned is lost", lost[-1] > 0.5)
 
 # %% [markdown] id="rounding-lesson"
 # Two things at once. The model bears more than the weights suggest: when a third of the weights do
 # not move, the logits are still nearly right, because the roundings point in all directions and
 # largely cancel. But they do not cancel for ever. At a thousandth of its size most of what was
-# learnt is gone, and the merged model is nearly the base, while the adapter beside the base still
+# learned is gone, and the merged model is nearly the base, while the adapter beside the base still
 # works.
 #
 # What to do: add in float32 and round once at the end (the library does); compare logits, with the

@@ -462,7 +462,7 @@ learner = service.create_training_client_from_state(start).result()
 by_heart = replace(preset().sft, batch_size=3, epochs=80, eval_every=0, save_every=0)
 by_heart = replace(by_heart, schedule="constant")
 losses = train_sft(learner, mine, by_heart, tokenizer=tokenizer).losses
-show(curves_figure({"loss": losses}, "Three rows, learnt by heart", "loss (nats per token)"))
+show(curves_figure({"loss": losses}, "Three rows, learned by heart", "loss (nats per token)"))
 band("The loss is near zero", losses[-1] < 0.1)
 
 # %% [markdown] id="own-data-note"

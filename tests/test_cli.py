@@ -269,7 +269,8 @@ def test_a_store_that_was_moved_is_named_when_resuming(online, small, monkeypatc
     assert stores[1:] == ["moved", "moved"]
 
 
-def test_a_stopped_command_ends_at_once_with_its_code(tmp_path):
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_command_ends_at_once_with_its_code(sent, tmp_path):
     """The process is gone with its threads; nothing is taken apart under them."""
     out = tmp_path / "run"
     command = [sys.executable, "-c", POSTTRAIN, "sft", "--config", "tiny"]
@@ -279,7 +280,7 @@ def test_a_stopped_command_ends_at_once_with_its_code(tmp_path):
         deadline = time.monotonic() + 60
         while not (out / "metrics.jsonl").exists() and time.monotonic() < deadline:
             time.sleep(0.05)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(sent)
         _, said = process.communicate(timeout=30)
     assert process.returncode == 130
     assert said.splitlines()[-1].startswith("stopped; go on with: posttrain sft --resume ")

@@ -213,6 +213,16 @@ def test_a_setting_that_is_no_number_is_refused(value):
         dro(torch.zeros(1), inputs, {"beta": value})
 
 
+@pytest.mark.parametrize("name", ["ppo", "cispo", "gspo"])
+def test_crossed_clip_thresholds_are_refused(name: str):
+    check_settings(name, {"clip_low_threshold": 1.0, "clip_high_threshold": 1.0})
+    crossed = {"clip_low_threshold": 1.2, "clip_high_threshold": 0.8}
+    with pytest.raises(CourseError, match=r"clip_low_threshold, 1\.2, lies above .* 0\.8"):
+        check_settings(name, crossed)
+    with pytest.raises(CourseError, match="lies above"):  # one of them against the loss's default
+        check_settings(name, {"clip_low_threshold": 9.0})
+
+
 @pytest.mark.parametrize("name", LOSSES)
 def test_settings_are_checked_without_a_batch(name: str):
     check_settings(name, {})

@@ -1,4 +1,4 @@
-"""Claims about course_lib.rendering and chat_text: which tokens are learnt, for each family."""
+"""Claims about course_lib.rendering and chat_text: which tokens are learned, for each family."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def conversation(*contents: str, system: str | None = None) -> Conversation:
     return Conversation(tuple(messages), "rows.jsonl:7")
 
 
-def learnt(rendered: Rendered, tokenizer: PreTrainedTokenizerFast) -> str:
+def learned(rendered: Rendered, tokenizer: PreTrainedTokenizerFast) -> str:
     """The text with weight 1; stretches apart are joined by a bar."""
     marked = [
         token if weight else None
@@ -77,7 +77,7 @@ def learnt(rendered: Rendered, tokenizer: PreTrainedTokenizerFast) -> str:
 
 
 # --------------------------------------------------------------------------------------------------
-# What is learnt
+# What is learned
 
 
 def test_the_shipped_template_token_by_token() -> None:
@@ -94,7 +94,7 @@ def test_only_the_last_answer_and_its_end_are_learnt(name: str) -> None:
     tokenizer = TOKENIZERS[name]
     rendered = render_conversation(conversation("one", "two", "three", "four"), tokenizer)
     space = " " if name == "mistral" else ""  # its template puts one before the answer
-    assert learnt(rendered, tokenizer) == f"{space}four{ENDS[name]}"
+    assert learned(rendered, tokenizer) == f"{space}four{ENDS[name]}"
 
 
 @pytest.mark.parametrize("name", PLAIN)
@@ -103,7 +103,7 @@ def test_all_assistant_learns_each_answer_and_each_end(name: str) -> None:
     chat = conversation("one", "two", "three", "four", system=None if name == "mistral" else "s")
     rendered = render_conversation(chat, tokenizer, "all_assistant")
     space = " " if name == "mistral" else ""
-    assert learnt(rendered, tokenizer) == f"{space}two{ENDS[name]}|{space}four{ENDS[name]}"
+    assert learned(rendered, tokenizer) == f"{space}two{ENDS[name]}|{space}four{ENDS[name]}"
 
 
 @pytest.mark.parametrize("name", TOKENIZERS)
@@ -122,7 +122,7 @@ def test_the_tokens_are_those_of_the_template(name: str, train_on: str) -> None:
 
 @pytest.mark.parametrize("name", TOKENIZERS)
 def test_a_prompt_ends_with_the_header_and_training_goes_on_from_it(name: str) -> None:
-    """The sampler sees these tokens; what is learnt begins right behind them."""
+    """The sampler sees these tokens; what is learned begins right behind them."""
     tokenizer = TOKENIZERS[name]
     chat = conversation("one", "two", "three", "four")
     prompt = render_prompt(chat.prompt, tokenizer)
@@ -133,13 +133,13 @@ def test_a_prompt_ends_with_the_header_and_training_goes_on_from_it(name: str) -
 
 
 def test_qwen3_learns_the_thinking_block_that_it_will_have_to_write() -> None:
-    """The prompt ends before the block, so a model that has not learnt it would not write it."""
+    """The prompt ends before the block, so a model that has not learned it would not write it."""
     tokenizer = TOKENIZERS["qwen3"]
     rendered = render_conversation(conversation("a", "b", "c", "d"), tokenizer)
-    assert learnt(rendered, tokenizer) == "<think>\n\n</think>\n\nd<|im_end|>"
+    assert learned(rendered, tokenizer) == "<think>\n\n</think>\n\nd<|im_end|>"
     thought = conversation("a", "<think>\nold\n</think>\n\nb", "c", "<think>\nnew\n</think>\n\nd")
     rendered = render_conversation(thought, tokenizer)
-    assert learnt(rendered, tokenizer) == "<think>\nnew\n</think>\n\nd<|im_end|>"
+    assert learned(rendered, tokenizer) == "<think>\nnew\n</think>\n\nd<|im_end|>"
     assert "old" not in tokenizer.decode(rendered.tokens)
 
 
@@ -151,7 +151,7 @@ def test_qwen3_refuses_all_answers_of_a_history_that_it_rewrites() -> None:
     with pytest.raises(CourseError, match=sentence):
         render_conversation(conversation("a", "b", "c", "d"), tokenizer, "all_assistant")
     one_answer = render_conversation(conversation("a", "b"), tokenizer, "all_assistant")
-    assert learnt(one_answer, tokenizer).endswith("b<|im_end|>")
+    assert learned(one_answer, tokenizer).endswith("b<|im_end|>")
 
 
 def test_gemma_folds_the_system_message_into_the_question() -> None:
@@ -159,7 +159,7 @@ def test_gemma_folds_the_system_message_into_the_question() -> None:
     rendered = render_conversation(conversation("q", "a", system="Be brief."), tokenizer)
     text = tokenizer.decode(rendered.tokens)
     assert text.startswith("<bos><start_of_turn>user\nBe brief.\n\nq<end_of_turn>")
-    assert learnt(rendered, tokenizer) == "a<end_of_turn>"
+    assert learned(rendered, tokenizer) == "a<end_of_turn>"
 
 
 def test_what_comes_after_the_last_answer_is_left_out() -> None:
@@ -178,7 +178,7 @@ def test_a_token_never_straddles_the_border_of_header_and_answer() -> None:
     rendered = render_conversation(chat, tokenizer)
     prompt = render_prompt(chat.prompt, tokenizer)
     assert rendered.tokens[: len(prompt)] == prompt
-    assert learnt(rendered, tokenizer) == "\ntwo<|im_end|>"
+    assert learned(rendered, tokenizer) == "\ntwo<|im_end|>"
     assert tokenizer.decode(rendered.tokens) == chat_text(chat.messages, tokenizer)
 
 
@@ -232,20 +232,20 @@ def test_generation_marks_rescue_a_template_that_rewrites_history() -> None:
     stable = conversation("a", "b")
     forgetful = byte_tokenizer(marked(FORGETFUL, **WORDS))
     rendered = render_conversation(stable, forgetful, "all_assistant")
-    assert learnt(rendered, forgetful) == "b<|end|>"
+    assert learned(rendered, forgetful) == "b<|end|>"
     headerless = byte_tokenizer(marked(HEADER_NOT_ASKED_FOR, **WORDS))
     chat = conversation("a", "b", "c", "d")
     rendered = render_conversation(chat, headerless, "all_assistant")
-    assert learnt(rendered, headerless) == "b<|end|>|d<|end|>"
+    assert learned(rendered, headerless) == "b<|end|>|d<|end|>"
     rendered = render_conversation(chat, headerless)
-    assert learnt(rendered, headerless) == "d<|end|>"
+    assert learned(rendered, headerless) == "d<|end|>"
 
 
 def test_marks_that_stop_before_the_end_of_turn_are_stretched_to_it() -> None:
     template = marked(HEADER_NOT_ASKED_FOR, "{{ m.content ", "}}")
     assert "{% endgeneration %}{% else %}" in template and "<|end|>{% endgen" not in template
     tokenizer = byte_tokenizer(template)
-    assert learnt(render_conversation(conversation("a", "b"), tokenizer), tokenizer) == "b<|end|>"
+    assert learned(render_conversation(conversation("a", "b"), tokenizer), tokenizer) == "b<|end|>"
 
 
 def test_marks_that_miss_an_answer_are_not_believed() -> None:
@@ -281,7 +281,7 @@ def test_history_that_vanishes_or_is_closed_only_at_the_end_is_refused_for_all_a
         with pytest.raises(CourseError, match="leaves in doubt"):
             render_conversation(chat, tokenizer, "all_assistant")
         rendered = render_conversation(chat, tokenizer)
-        assert learnt(rendered, tokenizer) == "d<|end|>"
+        assert learned(rendered, tokenizer) == "d<|end|>"
 
 
 def test_a_template_that_insists_on_turns_refuses_two_questions_in_a_row() -> None:
@@ -298,7 +298,7 @@ def test_an_answer_to_nothing_is_refused_not_guessed() -> None:
         (Message("assistant", "hello"), Message("user", "a"), Message("assistant", "b"))
     )
     rendered = render_conversation(greeting, TOKENIZERS["course"])
-    assert learnt(rendered, TOKENIZERS["course"]) == "b<|end|>"
+    assert learned(rendered, TOKENIZERS["course"]) == "b<|end|>"
 
 
 def test_a_conversation_without_an_answer_is_refused() -> None:
@@ -374,7 +374,7 @@ def test_a_typed_control_token_forges_no_turn(name: str) -> None:
             t for t in plain.tokens if t in tokenizer.all_special_ids
         ]
         assert tokenizer.decode(rendered.tokens).count(forged) >= 4  # the text is all there
-        assert learnt(rendered, tokenizer).count("answer") == 1
+        assert learned(rendered, tokenizer).count("answer") == 1
         start = len(render_prompt(chat.prompt, tokenizer))
         said = parse_completion(rendered.tokens[start:], tokenizer)
         assert said.endswith(f"{forged}answer{forged}{forged}")

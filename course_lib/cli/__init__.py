@@ -20,7 +20,7 @@ from typer.exceptions import Abort, TyperException
 from course_lib.cli import look, run, serving, shipping
 from course_lib.errors import CourseError
 
-STOPPED = 130  # exit code after Ctrl-C: 128 and the signal's number
+STOPPED = 130  # exit code after Ctrl-C (or `kill`): 128 and the signal's number
 
 app = typer.Typer(
     name="posttrain",
@@ -43,6 +43,7 @@ def entry() -> NoReturn:
     crash if the interpreter were taken apart around them.
     """
     code = 1
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # `kill`, a batch system: as Ctrl-C
     atexit.register(lambda: leave(code))  # first in, last out: after everybody else's last words
     try:
         code = main(sys.argv[1:])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Iterator
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -64,6 +66,24 @@ def test_questions_of_one_wording_share_it_beside_others_of_another():
     alone = np.concatenate([[1], random_tokens(11, 11)])
     found = {length: sorted(members) for length, members in shared_prefixes([*rows, alone])}
     assert found == {6: [0, 1, 2, 3], 8: [4, 5, 6, 7], 10: [8, 9, 10, 11], 0: [12]}
+
+
+def test_a_long_row_pads_no_short_ones():
+    """The rows lay one below the other: 16,383 short ones beside one of 8,192 took 1.4 GB."""
+    short = [np.array([1, token % 7, token]) for token in range(4000)]
+    rows = sorted([random_tokens(8192), *short], key=lambda row: row.tobytes())
+    tracemalloc.start()
+    found = packing.common_beginnings(rows)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert found == [common([*pair]) for pair in pairwise(rows)]
+    assert peak < 100 * sum(map(len, rows))
+
+
+def test_beginnings_of_neighbours_are_counted_and_a_token_is_left():
+    rows = [np.array(row) for row in ([1], [1, 2], [1, 2, 3, 4], [1, 2, 3, 4], [1, 2, 9], [2])]
+    assert packing.common_beginnings(rows) == [0, 1, 3, 2, 0]
+    assert packing.common_beginnings(rows[:1]) == [] and packing.common_beginnings(rows[:2]) == [0]
 
 
 def test_no_grouping_saves_much_more(monkeypatch):

@@ -117,12 +117,22 @@ def saved(group: tuple[int, list[int]]) -> int:
 
 def common_beginnings(rows: list[np.ndarray]) -> list[int]:
     """How many tokens each row shares with the one before it at the start, leaving either at least
-    one of its own; nothing for the first row."""
+    one of its own; nothing for the first row.
+
+    Pairs are laid end to end, not one below the other: a long row pads no short ones.
+    """
     lengths = np.array([len(row) for row in rows])
-    tokens = np.zeros((len(rows), lengths.max()), dtype=np.int64)
-    tokens[np.arange(lengths.max()) < lengths[:, None]] = np.concatenate(rows)
-    same = np.logical_and.accumulate(tokens[1:] == tokens[:-1], axis=1).sum(axis=1)
-    return np.minimum(same, np.minimum(lengths[1:], lengths[:-1]) - 1).tolist()
+    most = np.minimum(lengths[1:], lengths[:-1]) - 1  # tokens of each pair that are compared
+    if not most.any():
+        return most.tolist()
+    ends = most.cumsum()
+    starts = ends - most
+    tokens = np.concatenate(rows)
+    first = lengths[:-1].cumsum() - lengths[:-1]  # of a pair's first row
+    places = np.arange(ends[-1]) + np.repeat(first - starts, most)
+    differ = np.flatnonzero(tokens[places] != tokens[places + np.repeat(lengths[:-1], most)])
+    differ = np.append(differ, ends[-1])
+    return np.minimum(differ[differ.searchsorted(starts)] - starts, most).tolist()
 
 
 def pack(rows: list[np.ndarray], device: torch.device) -> Packed:

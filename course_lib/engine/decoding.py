@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache
 
 from course_lib.engine.cache import GroupedCache, SlabLayer, new_cache
-from course_lib.engine.forwards import Forward
+from course_lib.engine.forwards import Forward, OnDemand
 from course_lib.engine.picking import Drawing, top_entries, uniforms
 from course_lib.engine.requests import SampledSequence, SampleRequest
 
@@ -146,10 +146,10 @@ class Batch:
     @torch.inference_mode()
     def admit(
         self, prompts: list[np.ndarray], rows_of: list[list[Row]], every: bool
-    ) -> list[Tensor]:
+    ) -> list[OnDemand]:
         """Compute each prompt once and draw the first token of all its rows.
 
-        Returns, with `every`, the logits of each prompt (P, V).
+        Returns, with `every`, what gives the logits of each prompt (P, V).
         """
         self.drop_ended()
         device = self.forward.device

@@ -9,6 +9,7 @@ Legend: B rows, P tokens of a prompt, L columns in all, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -24,6 +25,7 @@ from course_lib.engine.lora import Folding, sharing_copy
 from course_lib.engine.packing import pack
 
 MASKED = -1e30  # not minus infinity: a padded column sees nothing, and its softmax must stay finite
+OnDemand = Callable[[], Tensor]
 
 
 class Forward(Protocol):
@@ -42,9 +44,9 @@ class Forward(Protocol):
 
     def prefill(
         self, weights: Any, prompts: list[np.ndarray], cache: Cache, every: bool = False
-    ) -> tuple[Tensor, list[Tensor]]:
-        """Logits after each prompt's last token (B, V), and with `every` after all of them, (P, V)
-        for each prompt.
+    ) -> tuple[Tensor, list[OnDemand]]:
+        """Logits after each prompt's last token (B, V), and with `every` for each prompt what gives
+        those after all of its tokens (P, V): a copy, so they are asked for one after the other.
 
         In the cache, which was empty, they end in the same column: shorter ones are padded on the
         left.
@@ -94,7 +96,7 @@ class GeneralForward:
         prompts: list[np.ndarray],
         cache: Cache,
         every: bool = False,
-    ) -> tuple[Tensor, list[Tensor]]:
+    ) -> tuple[Tensor, list[OnDemand]]:
         real = ending_together(prompts)
         tokens = np.zeros(real.shape, dtype=np.int64)
         tokens[real] = np.concatenate(prompts)
@@ -102,8 +104,10 @@ class GeneralForward:
         logits = self._logits(
             weights, torch.from_numpy(tokens).to(self.device), start, cache, to_keep=1 - every
         )
-        whole = [row[-len(prompt) :] for row, prompt in zip(logits, prompts, strict=True)]
-        return logits[:, -1], whole if every else []
+        if not every:
+            return logits[:, -1], []
+        rows = zip(logits, prompts, strict=True)
+        return logits[:, -1], [partial(row.narrow, 0, -len(p), len(p)) for row, p in rows]
 
     def next(
         self, weights: dict[str, Tensor], tokens: Tensor, start: Tensor | None, cache: Cache
@@ -158,7 +162,7 @@ class LlamaForward:
 
     def prefill(
         self, weights: Weights, prompts: list[np.ndarray], cache: Cache, every: bool = False
-    ) -> tuple[Tensor, list[Tensor]]:
+    ) -> tuple[Tensor, list[OnDemand]]:
         """Packed, as rows are in training: no padding, and beginnings that some share once."""
         packed = pack(prompts, self.device)
         attention = Attention(packed, self.llama.heads, self.llama.kv_heads, self.llama.dim)
@@ -184,7 +188,7 @@ class LlamaForward:
         if not every:
             return logits, []
         rows = packed.source.split(lengths.tolist())
-        return logits.index_select(0, last), [logits.index_select(0, row) for row in rows]
+        return logits.index_select(0, last), [partial(logits.index_select, 0, row) for row in rows]
 
     def first(self, count: int) -> Tensor:
         """0, 1, 2 ... as many; made rarely, since they are asked for at every token."""

@@ -213,7 +213,7 @@ class Sampler:
                 batch = Batch(self._forward, self._fold(first.weights))
             logits = batch.admit(prompts, [rows for _, rows in group], every)
         for (job, _), its_logits in zip(group, logits, strict=True) if every else ():
-            describe_prompt(job.result, job.request, its_logits, job.seed)
+            describe_prompt(job.result, job.request, its_logits(), job.seed)
         if batch.rows:
             self._batches[key] = batch
 

@@ -236,6 +236,29 @@ def test_a_silent_session_ends(plain: Desk):
     assert plain.post("session_heartbeat", json={"session_id": session_id}).status_code == 410
 
 
+def test_on_a_full_disk_a_silent_session_ends_all_the_same(
+    plain: Desk, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    """Its record was written first: nothing was freed, and others' heartbeats were refused."""
+    silent = plain.connect()
+    run = silent.create_lora_training_client(base_model="course/base").result(WAIT_S).model_id
+    mine = {"session_id": plain.service.holder.get_session_id()}
+    session_id, rooms = silent.holder.get_session_id(), plain.engine.rooms
+
+    def full(record: object) -> None:
+        raise RequestError("Could not save the record: the disk is full")
+
+    monkeypatch.setattr(rooms.store, "write_session", full)
+    rooms.sessions._heard[session_id] -= 10_000
+    assert plain.post("session_heartbeat", json=mine).status_code == 200
+    assert plain.post("session_heartbeat", json={"session_id": session_id}).status_code == 410
+    assert "disk is full" in caplog.text
+    deadline = time.monotonic() + 3
+    while rooms.runs.get(run) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert rooms.runs.get(run) is None
+
+
 def test_after_an_hour_asleep_the_first_to_wake_does_not_end_the_others(tmp_path: Path):
     clock = [0.0]
     sessions = Sessions(Store(tmp_path), Limits(silent_s=100), clock=lambda: clock[0])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import secrets
 import threading
 import time
@@ -16,6 +17,8 @@ from course_lib.engine.names import shown
 from course_lib.engine.records import SessionRecord, iso, now
 from course_lib.engine.requests import NotFoundError, RequestError
 from course_lib.engine.storage import Store
+
+log = logging.getLogger(__name__)
 
 
 class EndedError(RequestError):
@@ -87,12 +90,15 @@ class Sessions:
     def end(self, session_id: str, status: dict[str, Any]) -> bool:
         """Finish the session; the first reason stays. Returns whether it was live."""
         with self._lock:
-            if session_id not in self._live:
-                return False
-        self.change(session_id, status=status)
-        with self._lock:
+            record = self._live.pop(session_id, None)
             self._heard.pop(session_id, None)
-            return self._live.pop(session_id, None) is not None
+        if record is None:
+            return False
+        try:
+            self._store.write_session(replace(record, status=status))
+        except RequestError as error:  # a full disk keeps no session alive
+            log.warning("the session %s has ended, but: %s", session_id, error)
+        return True
 
     def silent(self) -> list[str]:
         """Live sessions whose client has not been heard of for too long.

@@ -151,6 +151,23 @@ def test_rows_of_a_group_are_cut_apart_only_where_their_lengths_differ_much(leng
     assert [bucket.queries.shape[2] for bucket in continuing] == sorted(set(lengths))
 
 
+def test_a_large_group_pads_no_small_ones():
+    """1,000 samples of one prompt beside 200 pairs: the pairs were padded to 1,000 each."""
+    large = rows_of(PROMPT, *[4] * 40)
+    pairs = [each for n in range(60) for each in rows_of(random_tokens(19, 100 + n), 4, 4)]
+    buckets = [bucket for bucket in pack(large + pairs, CPU).buckets if bucket.lent.size]
+    assert sum(bucket.real[..., 0].sum() for bucket in buckets) == 160
+    assert sum(bucket.real[..., 0].size for bucket in buckets) < 2 * 160
+
+
+def test_groups_of_almost_one_size_are_not_cut():
+    rows = [
+        each for n in range(8) for each in rows_of(random_tokens(19, n), *[4] * (8 - n % 2 * 4))
+    ]
+    (bucket,) = [bucket for bucket in pack(rows, CPU).buckets if bucket.lent.size]
+    assert bucket.queries.shape == (8, 8, 4)
+
+
 def datum(row: np.ndarray, columns: int | None = None, weighted: slice | None = None) -> TrainDatum:
     """A row whose last two thirds have a loss, or the `weighted` part of it."""
     generator = np.random.default_rng(len(row))
@@ -172,6 +189,13 @@ CASES = {
     "a loss at every token": [datum(row, weighted=slice(None)) for row in GROUPS],
     "a loss at one token": [datum(row, weighted=slice(-1, None)) for row in GROUPS],
     "no loss anywhere": [datum(row, weighted=slice(0)) for row in GROUPS],
+    "a large group beside small ones": [
+        datum(row)
+        for row in (
+            *rows_of(PROMPT, *range(2, 13)),
+            *(row for seed in range(20, 26) for row in rows_of(random_tokens(14, seed), 3, 4)),
+        )
+    ],
     "several targets": [datum(row, columns=3) for row in GROUPS],
 }
 

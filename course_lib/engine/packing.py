@@ -207,15 +207,34 @@ def shares(order: np.ndarray, n: int) -> list[np.ndarray]:
 def cost(lengths: np.ndarray, offsets: np.ndarray, groups: np.ndarray) -> int:
     """What attention over a bucket takes, in pairs of query and key: G R C L of its own."""
     _, sizes = np.unique(groups, return_counts=True)
-    own = lengths.max()
-    return A_BUCKET + len(sizes) * sizes.max() * own * (own + offsets.max())
+    own, most = lengths.max(), most_side_by_side(sizes)
+    return A_BUCKET + rows_for(sizes, most) * own * (own + offsets.max())
+
+
+def most_side_by_side(sizes: np.ndarray) -> int:
+    """How many rows (R) to give groups of so many segments: as many as the largest has, or as all
+    have on average, and larger ones are cut, where that needs fewer rows. At most half of them are
+    padding."""
+    largest, average = int(sizes.max()), -(-int(sizes.sum()) // len(sizes))
+    return average if rows_for(sizes, average) < rows_for(sizes, largest) else largest
+
+
+def rows_for(sizes: np.ndarray, most: int) -> int:
+    """The rows (G R) that groups of so many segments need, cut into parts of at most so many."""
+    return int((-(-sizes // most)).sum()) * most
 
 
 def grouped(segments: list[Segment]) -> list[list[Segment]]:
+    """The segments of each group, the larger groups in parts."""
     groups: dict[int, list[Segment]] = {}
     for segment in segments:
         groups.setdefault(beginning(segment), []).append(segment)
-    return list(groups.values())
+    most = most_side_by_side(np.array([len(members) for members in groups.values()]))
+    return [
+        members[first : first + most]
+        for members in groups.values()
+        for first in range(0, len(members), most)
+    ]
 
 
 def side_by_side(segments: list[Segment]) -> Bucket:

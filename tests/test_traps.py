@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import signal
 import threading
 import time
@@ -13,19 +14,21 @@ from shutil import copytree
 
 import pytest
 import tinker
+import torch
 from engine_desk import PROMPT, WAIT_S, Desk, datum, sampled
-from fake_compute import SLOW, FakeCompute, fake_models
+from fake_compute import KEY, SLOW, FakeCompute, fake_models
 from test_wire import datum as wire_datum
 from test_wire import sent
 from tinker import types
 from tinker.proto import tinker_public_pb2 as pb
 
-from course_lib.engine import sampling
+from course_lib.engine import sampling, tensors
 from course_lib.engine.limits import Limits
 from course_lib.engine.names import parse_path
 from course_lib.engine.records import iso, now
 from course_lib.engine.requests import LoraSpec, RequestError
 from course_lib.engine.runs import Run, RunTable
+from course_lib.engine.samplers import GoneError, Shelf
 from course_lib.engine.server import Engine
 from course_lib.engine.sessions import Sessions
 from course_lib.engine.storage import Store
@@ -335,6 +338,39 @@ def test_snapshots_beyond_the_memory_limit_are_parked_and_come_back(tmp_path: Pa
     logprobs = [sampled(sampler).sequences[0].logprobs[0] for sampler in samplers]
     assert logprobs == [-1.0, 0.0, 1.0, 2.0, 3.0]
     desk.close()
+
+
+def test_a_snapshot_that_finds_no_room_on_a_full_disk_is_not_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """It stayed in memory for good though its save had failed, and so did each further try."""
+    shelf, model = Shelf(Limits(shelf_bytes=8), Scratch(tmp_path)), fake_models()["course/base"]
+
+    def state(value: float) -> dict[str, torch.Tensor]:
+        return {KEY: torch.tensor([value])}  # 4 bytes
+
+    for number in range(3):  # the first is parked
+        shelf.put_snapshot(f"s{number}", model, state(number))
+    with monkeypatch.context() as patch:
+        patch.setattr(tensors, "write_tensors", full_disk)
+        for put in (
+            lambda: shelf.put_snapshot("s3", model, state(3)),
+            lambda: shelf.put_snapshot("s0", model, state(4)),
+            lambda: shelf.put_snapshot("s4", model, state(5)),
+            lambda: shelf.weights("s0"),
+        ):
+            shelf.put_reader("c", model, lambda: state(9))
+            with pytest.raises(RequestError, match="free disk space"):
+                put()
+            assert shelf.memory_bytes() == 8
+    assert [shelf.weights(f"s{number}") for number in range(3)] == [0, 1, 2]
+    for key in ("s3", "s4"):
+        with pytest.raises(GoneError):
+            shelf.weights(key)
+
+
+def full_disk(file: Path, state: object) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
 
 
 def test_weights_that_are_replaced_while_they_are_read_are_said_to_be(

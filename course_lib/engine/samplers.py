@@ -72,8 +72,16 @@ class Shelf:
     def put_snapshot(self, key: str, model: Model, state: State) -> None:
         """Shelve tensors that exist nowhere else; an older set under the key is replaced."""
         with self._lock:
+            older = self._shelf.get(key)
             self._shelf[key] = shelved = Shelved(model, None)
-        self._hold(key, shelved, state)
+        try:
+            self._hold(key, shelved, state)
+        except Exception:
+            with self._lock:  # its client is told that there is none
+                self._shelf.pop(key, None)
+                if older is not None:
+                    self._shelf[key] = older
+            raise
 
     def put_reader(self, key: str, model: Model, read: Callable[[], State]) -> None:
         """Shelve weights that can be read again at any time."""
@@ -114,6 +122,14 @@ class Shelf:
         shelved.weights = shelved.model.base.sampler_weights(state)
         shelved.nbytes = sum(tensor.nbytes for tensor in state.values())
         shelved.state = state if shelved.read is None else None
+        try:
+            self._make_room(key)
+        except Exception:  # a full disk: else each failing try would leave more in memory
+            shelved.weights, shelved.state, shelved.nbytes = None, None, 0
+            raise
+
+    def _make_room(self, key: str) -> None:
+        """Park other weights until those in memory are no more than allowed."""
         with self._lock:
             others = [(k, other) for k, other in self._shelf.items() if k != key and other.nbytes]
         for other_key, other in others:  # the one used longest ago comes first

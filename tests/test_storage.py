@@ -370,6 +370,15 @@ def test_an_expired_checkpoint_is_gone(store: Store):
     assert not store.folder(PATH).exists()
 
 
+def test_an_expired_checkpoint_gives_its_name_back(store: Store):
+    """It "exists already", though every reader said that it did not."""
+    store.save(PATH, record(expires_at=iso(now() - timedelta(seconds=1))), writes("old"))
+    store.save(PATH, record(), writes("new"))
+    assert (store.folder(PATH) / "file").read_text() == "new"
+    with pytest.raises(RequestError, match="exists already"):
+        store.save(PATH, record(), writes("newer"))
+
+
 @pytest.mark.parametrize("ttl", [0, 3599, 11 * 365 * 24 * 3600, -5])
 def test_a_time_to_live_out_of_range_is_refused(ttl: int):
     with pytest.raises(RequestError, match="ttl_seconds"):

@@ -132,6 +132,7 @@ class Store:
             RequestError: the name is taken, or the files cannot be written (a full disk).
         """
         folder = self.folder(path)
+        self._unexpired(path)
         if folder.exists() and not overwrite:
             # Only save_state can overwrite: the SDK's other methods have no such argument.
             remedy = " or pass overwrite=True" if path.kind == "weights" else ""
@@ -210,15 +211,20 @@ class Store:
         found = []
         for kind in KINDS:
             for name in self._names(self.run_dir(run_id) / kind):
-                path = TinkerPath(run_id, kind, name)
-                with self._lock:  # what expired is deleted, not what has replaced it since
-                    record = self._record(path)
-                    if record is not None and record.expired:
-                        with contextlib.suppress(RequestError):  # another process may be quicker
-                            self.delete(path)
-                    elif record is not None:
-                        found.append(record)
+                record = self._unexpired(TinkerPath(run_id, kind, name))
+                if record is not None:
+                    found.append(record)
         return sorted(found, key=lambda record: record.created_at, reverse=True)
+
+    def _unexpired(self, path: TinkerPath) -> CheckpointRecord | None:
+        """The checkpoint's record; one that has expired is removed on the way."""
+        with self._lock:  # what expired is deleted, not what has replaced it since
+            record = self._record(path)
+            if record is None or not record.expired:
+                return record
+            with contextlib.suppress(RequestError):  # another process may be quicker
+                self.delete(path)
+        return None
 
     def _names(self, folder: Path) -> set[str]:
         if not folder.is_dir():

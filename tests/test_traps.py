@@ -25,7 +25,7 @@ from tinker.proto import tinker_public_pb2 as pb
 from course_lib.engine import sampling, tensors
 from course_lib.engine.limits import Limits
 from course_lib.engine.names import parse_path
-from course_lib.engine.records import iso, now
+from course_lib.engine.records import SessionRecord, iso, now
 from course_lib.engine.requests import LoraSpec, RequestError
 from course_lib.engine.runs import Run, RunTable
 from course_lib.engine.samplers import GoneError, Shelf
@@ -33,6 +33,8 @@ from course_lib.engine.server import Engine
 from course_lib.engine.sessions import Sessions
 from course_lib.engine.storage import Store
 from course_lib.engine.tensors import Scratch
+
+SESSION = types.CreateSessionRequest(tags=[], user_metadata=None, sdk_version="0")
 
 
 @pytest.fixture
@@ -265,8 +267,7 @@ def test_on_a_full_disk_a_silent_session_ends_all_the_same(
 def test_after_an_hour_asleep_the_first_to_wake_does_not_end_the_others(tmp_path: Path):
     clock = [0.0]
     sessions = Sessions(Store(tmp_path), Limits(silent_s=100), clock=lambda: clock[0])
-    message = types.CreateSessionRequest(tags=[], user_metadata=None, sdk_version="0")
-    first, second = [sessions.create("me", message).session_id for _ in range(2)]
+    first, second = [sessions.create("me", SESSION).session_id for _ in range(2)]
     clock[0] = 200
     sessions.live(first, "me")
     assert sessions.silent() == []
@@ -274,6 +275,27 @@ def test_after_an_hour_asleep_the_first_to_wake_does_not_end_the_others(tmp_path
         sessions.live(first, "me")
         silent = sessions.silent()
     assert silent == [second]
+
+
+def test_of_what_joins_a_session_at_once_nothing_is_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Each began from the list as it was before the other, or was written after a later one."""
+    store = Store(tmp_path)
+    sessions = Sessions(store, Limits())
+    session_id = sessions.create("me", SESSION).session_id
+    write, delays = store.write_session, iter([0.2, *[0.0] * 30])
+
+    def at_its_own_pace(record: SessionRecord) -> None:
+        time.sleep(next(delays))
+        write(record)
+
+    monkeypatch.setattr(store, "write_session", at_its_own_pace)
+    names = [f"run {number}" for number in range(20)]
+    with ThreadPoolExecutor(20) as pool:
+        list(pool.map(lambda name: sessions.add_run(session_id, name), names))
+    record = store.session(session_id)
+    assert record is not None and sorted(record.training_run_ids) == sorted(names)
 
 
 def test_adapters_beyond_the_memory_limit_are_parked_and_come_back(tmp_path: Path):

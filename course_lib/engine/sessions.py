@@ -65,16 +65,6 @@ class Sessions:
             raise EndedError(f"The session {session_id} has ended; connect again")
         raise NotFoundError(f"There is no session {shown(session_id)}")
 
-    def change(self, session_id: str, **changes: Any) -> None:
-        with self._lock:
-            record = self._live.get(session_id) or self._store.session(session_id)
-            if record is None:
-                raise NotFoundError(f"There is no session {shown(session_id)}")
-            record = replace(record, **changes)
-            if session_id in self._live:
-                self._live[session_id] = record
-        self._store.write_session(record)
-
     def add_run(self, session_id: str, run_id: str) -> None:
         self._append(session_id, "training_run_ids", run_id)
 
@@ -82,22 +72,24 @@ class Sessions:
         self._append(session_id, "sampler_ids", sampler_id)
 
     def _append(self, session_id: str, field: str, value: str) -> None:
-        with self._lock:
+        with self._lock:  # to the end: else of two at once one would be lost, or written too late
             record = self._live.get(session_id)
-        if record is not None:
-            self.change(session_id, **{field: [*getattr(record, field), value]})
+            if record is not None:
+                record = replace(record, **{field: [*getattr(record, field), value]})
+                self._live[session_id] = record
+                self._store.write_session(record)
 
     def end(self, session_id: str, status: dict[str, Any]) -> bool:
         """Finish the session; the first reason stays. Returns whether it was live."""
         with self._lock:
             record = self._live.pop(session_id, None)
             self._heard.pop(session_id, None)
-        if record is None:
-            return False
-        try:
-            self._store.write_session(replace(record, status=status))
-        except RequestError as error:  # a full disk keeps no session alive
-            log.warning("the session %s has ended, but: %s", session_id, error)
+            if record is None:
+                return False
+            try:
+                self._store.write_session(replace(record, status=status))
+            except RequestError as error:  # a full disk keeps no session alive
+                log.warning("the session %s has ended, but: %s", session_id, error)
         return True
 
     def silent(self) -> list[str]:

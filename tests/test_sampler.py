@@ -15,6 +15,7 @@ from transformers.cache_utils import Cache
 from course_lib.engine import cache
 from course_lib.engine import sampler as sampler_module
 from course_lib.engine.cache import GroupedCache
+from course_lib.engine.decoding import Batch
 from course_lib.engine.forwards import LlamaForward
 from course_lib.engine.llama import Llama
 from course_lib.engine.model import BaseModel, agreeing_llama
@@ -668,17 +669,59 @@ def test_one_request_leaves_room_for_another(deterministic):
     assert [s.tokens for s in first.result(0).sequences] == [s.tokens for s in alone.sequences]
 
 
-def test_after_a_failure_no_request_is_left_behind():
+def test_after_a_failure_no_request_is_left_behind(monkeypatch):
     base = tiny_base()
     sampler = Sampler(base, max_rows=8, deterministic=True)  # the second finds no room
     weights = base.sampler_weights(None)
     request = SampleRequest(random_tokens(6), 8, max_tokens=60, seed=0, stop=[])
     futures = [sampler.submit(request, weights) for _ in range(3)]
-    sampler._forward = None
-    with pytest.raises(AttributeError):
+    monkeypatch.setattr(Batch, "step", broken)
+    with pytest.raises(MemoryError):
         sampler.step()
     sampler.reset()
     assert all(future.cancelled() for future in futures)
+    monkeypatch.undo()
+    fine = sampler.submit(request, weights)
+    sampler.run_until_idle()
+    assert len(fine.result(0).sequences) == 8
+
+
+def broken(*args: object, **named: object) -> None:
+    raise MemoryError("no room for logits")
+
+
+@pytest.mark.parametrize("where", ["describe_prompt", "prefill", "admit"])
+def test_prompts_that_cannot_be_computed_fail_alone(where, monkeypatch):
+    """Whatever else was decoded with the same model failed with them."""
+    base = tiny_base()
+    sampler, weights = Sampler(base, max_rows=12), base.sampler_weights(None)
+    others = base.sampler_weights(trained_adapter(base).state())
+    request = SampleRequest(random_tokens(6), 2, max_tokens=20, seed=0, stop=[])
+    going, elsewhere = (sampler.submit(request, each) for each in (weights, others))
+    sampler.step()
+    asking = SampleRequest(random_tokens(9), 12, max_tokens=20, stop=[], prompt_logprobs=True)
+    failing = [sampler.submit(asking, weights) for _ in range(2)]  # more rows than there is room
+    owners = {
+        "describe_prompt": sampler_module,
+        "prefill": LlamaForward,
+        "admit": cache.SlabLayer,  # halfway: what was there before is lost, too
+    }
+    monkeypatch.setattr(owners[where], where, broken)
+    sampler.step()
+    sampler.step()
+    monkeypatch.undo()
+    sampler.run_until_idle()
+    lost = [*failing, going] if where == "admit" else failing
+    assert all(isinstance(future.exception(0), MemoryError) for future in lost)
+    for future, adapter in ((going, None), (elsewhere, trained_adapter(base))):
+        if future not in lost:
+            alone = sample(base, request, adapter)
+            tokens = [sequence.tokens for sequence in future.result(0).sequences]
+            assert tokens == [sequence.tokens for sequence in alone.sequences]
+    assert not (sampler._waiting or sampler._running or sampler._batches)
+    again = sampler.submit(asking, weights)
+    sampler.run_until_idle()
+    assert len(again.result(0).sequences) == 12
 
 
 def test_tokens_are_told_as_they_come():

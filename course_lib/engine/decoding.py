@@ -138,6 +138,7 @@ class Batch:
         self.weights = weights
         self.rows: list[Row] = []
         self.ended = 0  # of them, which have not left yet
+        self.whole = True  # are all rows there? Not where a change of the cache failed halfway
         self.cache: Cache | GroupedCache = new_cache()
         # Each row's newest token, which is not in the cache yet.
         self._last = torch.empty(0, dtype=torch.long, device=forward.device)
@@ -161,14 +162,19 @@ class Batch:
         for row, index in zip(rows, source, strict=True):
             row.start = cache.get_seq_length() - len(prompts[index])
         alive = [index for index, row in enumerate(rows) if not row.stop_reason]
-        self._settings = None
+        self._settings, self.whole = None, False
         if self._may_share(len(alive) / len(rows)) and GroupedCache.pays(cache, source):
             self.cache, self._last = GroupedCache(cache, len(rows)), drawn
             self.rows, self.ended = rows, len(rows) - len(alive)
         elif alive:
             self._last = torch.cat([self._last, drawn[torch.tensor(alive, device=device)]])
             self._join(cache, [rows[i] for i in alive], [source[i] for i in alive])
+        self.whole = True
         return whole
+
+    def holds(self, rows: list[Row]) -> bool:
+        """Is any of these rows here?"""
+        return any(row in self.rows for row in rows)
 
     def _may_share(self, alive: float) -> bool:
         """May new rows, this part of which lives on, share their prompts?"""

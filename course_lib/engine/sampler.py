@@ -133,15 +133,32 @@ class Sampler:
         self._running, self._batches = [], OrderedDict()
 
     def _drop_cancelled(self) -> None:
-        for job in [job for job in [*self._waiting, *self._running] if job.request.cancelled()]:
+        gone = [job for job in [*self._waiting, *self._running] if job.request.cancelled()]
+        if gone:
+            self._take_out(gone)
+        for job in gone:
             job.future.cancel()
+
+    def _take_out(self, jobs: list[Job]) -> None:
+        """Forget these requests, wherever their rows are."""
+        for job in jobs:
             for row in job.rows:
                 row.stop_reason = row.stop_reason or "length"
-            for batch in self._batches.values():
-                batch.drop_ended()
-            if job in self._waiting:
-                self._waiting.remove(job)
-            self._running = [other for other in self._running if other is not job]
+        for batch in self._batches.values():
+            batch.drop_ended()
+        self._waiting = deque(job for job in self._waiting if job not in jobs)
+        self._running = [job for job in self._running if job not in jobs]
+
+    def _fail(self, group: list[tuple[Job, list[Row]]], error: Exception) -> None:
+        """Give this group of requests up; and others only where their batch broke with it."""
+        jobs = [job for job, _ in group]
+        for key, batch in [*self._batches.items()]:
+            if not batch.whole:
+                del self._batches[key]
+                jobs += [j for j in self._running if j not in jobs and batch.holds(j.rows)]
+        self._take_out(jobs)
+        for job in jobs:
+            job.future.set_exception(error)
 
     def _admit(self) -> bool:
         """Move waiting rows into batches, oldest first, as far as rows and prompt tokens allow. Did
@@ -154,10 +171,15 @@ class Sampler:
         try:
             while self._waiting and room > 0:
                 group, room = self._next_group(room, held_back)
-                if group:
+                if not group:
+                    continue
+                admitted = True
+                try:
                     self._prefill(group)
-                    admitted = True
+                except Exception as error:  # as where the logits of a prompt find no memory
+                    self._fail(group, error)
         finally:
+            held_back = [job for job in held_back if not job.future.done()]
             self._waiting.extendleft(reversed(held_back))
         return admitted
 

@@ -12,7 +12,7 @@ from tiny_models import ARCHITECTURES, END, VOCAB, random_tokens, tiny_model, ti
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers.cache_utils import Cache
 
-from course_lib.engine import cache
+from course_lib.engine import cache, prompts
 from course_lib.engine import sampler as sampler_module
 from course_lib.engine.cache import GroupedCache
 from course_lib.engine.decoding import Batch
@@ -453,6 +453,34 @@ def test_alternative_tokens_follow_the_model_at_each_position():
     for row in range(3):
         shares = np.bincount(tokens[row], minlength=VOCAB) / 2000
         assert shares == pytest.approx(expected[row].exp().numpy(), abs=0.06)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"temperature": 0.0}, {"temperature": 0.7, "top_k": 4}, {"top_p": 0.3}],
+    ids=str,
+)
+def test_alternative_tokens_are_the_draws_of_as_many_single_ones_cumulated_once(
+    settings, monkeypatch
+):
+    """The probabilities were sorted and cumulated anew for each of the k."""
+    logits, k, sums = torch.randn(9, VOCAB, generator=torch.Generator().manual_seed(0)), 5, []
+    request = SampleRequest(random_tokens(10), prompt_alt_tokens_k=k, **settings)
+    how = Drawing.of(
+        *([value] * 9 for value in (request.temperature, request.top_k, request.top_p)),
+        torch.device("cpu"),
+    )
+    counts = prompts.ALTERNATIVES + np.arange(9 * k).reshape(k, 9)
+    seeds = np.full(9, 3, dtype=np.uint64)
+    expected = [how.pick(logits, how.probs(logits), uniforms(seeds, each)) for each in counts]
+    cumsum = torch.Tensor.cumsum
+    monkeypatch.setattr(
+        torch.Tensor, "cumsum", lambda self, *a, **b: sums.append(b) or cumsum(self, *a, **b)
+    )
+    tokens, logprobs = prompts.alternatives(logits, logits.log_softmax(-1), request, seed=3)
+    assert tokens.tolist() == torch.stack(expected, dim=-1).tolist()
+    assert logprobs.shape == (9, k)
+    assert sums.count({"dtype": torch.float64}) == 1 and len(sums) <= 2
 
 
 def test_topk_of_sampled_tokens_belong_to_the_scaled_distribution():

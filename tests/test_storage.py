@@ -411,6 +411,17 @@ def test_checkpoints_and_sessions_come_back_the_newest_first(store: Store):
     assert store.session("a") == store.sessions()[1] and store.session("d") is None
 
 
+def test_samplers_join_their_session_each_once(store: Store):
+    """A record of an earlier version holds the first ones itself."""
+    kept = SessionRecord("s1", "local", iso(now()), sampler_ids=["s1:sample:0"])
+    store.write_session(kept)
+    for number in (1, 2, 1):  # a request sent again
+        store.add_sampler("s1", f"s1:sample:{number}")
+    store.write_session(kept)
+    assert store.session("s1") == store.sessions()[0]
+    assert store.sessions()[0].sampler_ids == [f"s1:sample:{number}" for number in range(3)]
+
+
 @pytest.mark.parametrize("session_id", ["../runs/x", "/etc/x", "", "a/b"])
 def test_a_session_id_cannot_leave_the_store(store: Store, session_id: str):
     with pytest.raises(RequestError, match="is not a session id"):

@@ -298,6 +298,19 @@ def test_of_what_joins_a_session_at_once_nothing_is_lost(
     assert record is not None and sorted(record.training_run_ids) == sorted(names)
 
 
+def test_what_a_sampler_costs_does_not_grow_with_their_number(tmp_path: Path):
+    """Each wrote the ids of all: gigabytes in a run of 10,000 steps with a snapshot each."""
+    sessions = Sessions(Store(tmp_path), Limits())
+    session_id = sessions.create("me", SESSION).session_id
+    record = tmp_path / "sessions" / f"{session_id}.json"
+    before = record.read_bytes()
+    for number in range(100):
+        sessions.add_sampler(session_id, f"{session_id}:sample:{number}")
+    written = sum(file.stat().st_size for file in (tmp_path / "sessions").iterdir())
+    assert record.read_bytes() == before
+    assert written - len(before) < 100 * 30
+
+
 def test_adapters_beyond_the_memory_limit_are_parked_and_come_back(tmp_path: Path):
     desk = Desk(tmp_path, {}, Limits(adapter_bytes=2500))  # a fake adapter counts 1,000
     clients = [desk.trainer() for _ in range(6)]

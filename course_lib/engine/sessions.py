@@ -66,18 +66,18 @@ class Sessions:
         raise NotFoundError(f"There is no session {shown(session_id)}")
 
     def add_run(self, session_id: str, run_id: str) -> None:
-        self._append(session_id, "training_run_ids", run_id)
-
-    def add_sampler(self, session_id: str, sampler_id: str) -> None:
-        self._append(session_id, "sampler_ids", sampler_id)
-
-    def _append(self, session_id: str, field: str, value: str) -> None:
         with self._lock:  # to the end: else of two at once one would be lost, or written too late
             record = self._live.get(session_id)
             if record is not None:
-                record = replace(record, **{field: [*getattr(record, field), value]})
+                record = replace(record, training_run_ids=[*record.training_run_ids, run_id])
                 self._live[session_id] = record
                 self._store.write_session(record)
+
+    def add_sampler(self, session_id: str, sampler_id: str) -> None:
+        """Each snapshot is one, so its id is added to a file: the record would be written anew."""
+        with self._lock:
+            if session_id in self._live:
+                self._store.add_sampler(session_id, sampler_id)
 
     def end(self, session_id: str, status: dict[str, Any]) -> bool:
         """Finish the session; the first reason stays. Returns whether it was live."""

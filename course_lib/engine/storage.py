@@ -5,7 +5,8 @@
                                                    optimizer.safetensors, checkpoint.json
     STORE/runs/<run>/sampler_weights/<name>/       the same without the optimizer
     STORE/runs/<run>/external_weights/<name>/      files to download
-    STORE/sessions/<session>.json
+    STORE/sessions/<session>.json                  who connected
+    STORE/sessions/<session>.samplers              the ids of its samplers, one a line
     STORE/scratch/<process>/                       parked weights, until their process has ended
 
 A checkpoint folder is written under another name, synced to disk and then renamed, so that whoever
@@ -42,6 +43,7 @@ from course_lib.files import sync
 Found = TypeVar("Found")
 
 RECORD = "checkpoint.json"
+SAMPLERS = ".samplers"
 NEXT = "~next"  # suffix of a complete checkpoint on its way to replace another of the same name
 
 
@@ -254,17 +256,37 @@ class Store:
     # Sessions -----------------------------------------------------------------------------------
 
     def write_session(self, record: SessionRecord) -> None:
-        file = self.root / "sessions" / f"{checked_session_id(record.session_id)}.json"
+        """Create the session's record, or replace it; its samplers are kept beside it."""
+        file = self._session_file(record.session_id)
         with saving(f"the record of session {record.session_id}"):
             file.parent.mkdir(parents=True, exist_ok=True)
             write_json(file, asdict(record), durable=False)
 
+    def add_sampler(self, session_id: str, sampler_id: str) -> None:
+        """Note one more sampler of the session; the cost does not grow with their number."""
+        file = self._session_file(session_id).with_suffix(SAMPLERS)
+        with saving(f"the samplers of session {session_id}"), file.open("ab") as stream:
+            stream.write(f"{sampler_id}\n".encode())
+
     def session(self, session_id: str) -> SessionRecord | None:
-        file = self.root / "sessions" / f"{checked_session_id(session_id)}.json"
-        return read_record(file, SessionRecord)
+        return self._session(self._session_file(session_id))
 
     def sessions(self) -> list[SessionRecord]:
         """All sessions, newest first."""
         files = (self.root / "sessions").glob("*.json")
-        records = [record for file in files if (record := read_record(file, SessionRecord))]
+        records = [record for file in files if (record := self._session(file))]
         return sorted(records, key=lambda record: record.created_at, reverse=True)
+
+    def _session_file(self, session_id: str) -> Path:
+        return self.root / "sessions" / f"{checked_session_id(session_id)}.json"
+
+    def _session(self, file: Path) -> SessionRecord | None:
+        """The record with its samplers, each once; older records hold theirs themselves."""
+        record = read_record(file, SessionRecord)
+        try:
+            added = file.with_suffix(SAMPLERS).read_text(encoding="utf-8").splitlines()
+        except OSError:  # none has joined
+            return record
+        if record is None:
+            return None
+        return replace(record, sampler_ids=list(dict.fromkeys([*record.sampler_ids, *added])))

@@ -498,6 +498,58 @@ def test_a_request_that_outlasts_the_stop_is_answered_all_the_same(bench: Bench)
     end.set()
 
 
+def test_a_request_that_waits_behind_an_errand_at_the_stop_is_answered(bench: Bench):
+    """It had left its line and was not being computed yet: nobody knew of it."""
+    begun, end = threading.Event(), threading.Event()
+    bench.worker.errand(begun.set)
+    bench.worker.errand(lambda: end.wait(5) and None)
+    taken = bench.send("a", 0)
+    bench.worker.start()
+    assert begun.wait(5)
+    bench.worker.stop(timeout_s=0.05)
+    try:
+        assert "stopped" in bench.result(taken, 0.1)
+    finally:
+        end.set()
+
+
+def test_samples_that_have_ended_and_wait_for_others_at_the_stop_are_answered():
+    bench, sampler = Bench(Limits(together_s=30, gather_s=0)), FakeSampler(FakeBase())
+    begun, end, step = threading.Event(), threading.Event(), sampler.step
+
+    def slow_from_the_second_on() -> None:
+        if sampler.batch_sizes:
+            begun.set()
+            end.wait(5)
+        step()
+
+    sampler.step = slow_from_the_second_on
+    jobs = [bench.sample(sampler, max_tokens=tokens) for tokens in (1, 9)]
+    bench.worker.start()
+    assert begun.wait(5)
+    bench.worker.stop(timeout_s=0.05)
+    try:
+        for job in jobs:
+            assert job is not None and "stopped" in reply_of(job.pending, 0.1)
+    finally:
+        end.set()
+
+
+def test_a_sample_whose_weights_are_being_read_at_the_stop_is_answered():
+    bench = Bench(Limits(gather_s=0))
+    begun, end = threading.Event(), threading.Event()
+    job = bench.sample(FakeSampler(FakeBase()))
+    assert job is not None
+    job.weights = lambda: [begun.set(), end.wait(5)]
+    bench.worker.start()
+    assert begun.wait(5)
+    bench.worker.stop(timeout_s=0.05)
+    try:
+        assert "stopped" in reply_of(job.pending, 0.1)
+    finally:
+        end.set()
+
+
 def test_what_comes_after_the_stop_is_answered_at_once(bench: Bench):
     bench.worker.start()
     bench.worker.stop()
@@ -703,6 +755,26 @@ def test_finished_samples_are_reported_in_bulk_after_a_cursor():
     assert [report[1] for report in reports] == [p.request_id for p in pendings[:2]]
     assert table.completions(("s", 0), 2) == []
     assert table.completions(("s", 1), 0) == []
+
+
+def test_a_report_goes_with_the_result_that_was_fetched():
+    """A client that does not poll in bulk never took any: they stayed as long as its session."""
+    clock = [0.0]
+    table = FutureTable(Limits(keep_delivered_s=60), clock=lambda: clock[0])
+    for clock[0] in range(0, 1000, 10):
+        pending = table.open("me", ("s", 0))
+        table.settle(pending, Reply(b"x"))
+        table.delivered(pending)
+    assert len(table) == len(table._streams["s", 0].finished) == 7
+    assert [report[0] for report in table.completions(("s", 0), 97)] == [98, 99, 100]
+
+
+def test_who_polls_in_bulk_hears_of_a_result_that_had_to_go():
+    """It then asks for it, is told that it is gone, and sends the call again."""
+    table = FutureTable(Limits(keep_results_bytes=100))
+    for _ in range(2):
+        table.settle(table.open("me", ("s", 0)), Reply(bytes(80)))
+    assert len(table) == 1 and len(table.completions(("s", 0), 0)) == 2
 
 
 def test_what_is_done_ahead_waits_for_an_idle_moment(bench: Bench):

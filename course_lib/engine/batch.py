@@ -55,6 +55,7 @@ class SampleQueue:
         self._waiting: OrderedDict[str, deque[SampleJob]] = OrderedDict()  # by learner
         self._waiting_samples = 0
         self._last_call = 0.0
+        self._entering: SampleJob | None = None  # on its way from `_waiting` to `_decoding`
         self._decoding: dict[Future[SampleResult], SampleJob] = {}  # by ticket
         self._ended: dict[str, Ended] = {}  # by learner
 
@@ -105,11 +106,14 @@ class SampleQueue:
                 self._answer(learner)
 
     def close(self) -> list[SampleJob]:
-        """Give back everything that will not be finished."""
+        """Give back everything that has no answer, though the compute thread may still be at it: a
+        call is in one of these places, or in two for a moment, until it is answered."""
         with self._lock:
             jobs = self._all_waiting()
             self._waiting.clear()
-        return [*jobs, *self._decoding.values()]
+            jobs += [self._entering] if self._entering is not None else []
+        jobs += [*self._decoding.values()]
+        return jobs + [job for ended in [*self._ended.values()] for job, _ in [*ended.jobs]]
 
     def abandon(self, jobs: list[SampleJob], reply: Reply) -> None:
         """Answer these calls with a failure and take them out of the batch."""
@@ -150,7 +154,7 @@ class SampleQueue:
                 if not self._waiting or (room <= 0 and self._decoding):
                     return
                 learner, queue = self._waiting.popitem(last=False)
-                job = queue.popleft()
+                job = self._entering = queue.popleft()
                 self._waiting_samples -= job.request.num_samples
                 if queue:
                     self._waiting[learner] = queue  # at the end: the next learner comes first
@@ -159,6 +163,7 @@ class SampleQueue:
                 self._begin(job)
             else:
                 self._futures.settle(job.pending, failure_reply("The sample call was cancelled"))
+            self._entering = None
 
     def _begin(self, job: SampleJob) -> None:
         try:
@@ -179,9 +184,10 @@ class SampleQueue:
 
     def _end(self, ticket: Future[SampleResult]) -> None:
         """Take out a call whose sequences are all finished."""
-        job = self._decoding.pop(ticket, None)
+        job = self._decoding.get(ticket)
         if job is not None:  # not abandoned
             self._ended.setdefault(job.learner, Ended()).jobs.append((job, ticket))
+            del self._decoding[ticket]
 
     def _answer_due(self) -> None:
         """Answer a learner's calls that have ended, several at a time: a client that reads answers
@@ -195,9 +201,10 @@ class SampleQueue:
                 self._answer(learner)
 
     def _answer(self, learner: str) -> None:
-        for job, ticket in self._ended.pop(learner).jobs:
+        for job, ticket in self._ended[learner].jobs:
             self._trace.add(f"{learner}:sample", "sample", job.accepted_at)
             self._futures.settle(job.pending, answer(partial(encoded, job, ticket)))
+        del self._ended[learner]
 
 
 def encoded(job: SampleJob, ticket: Future[SampleResult]) -> Reply:

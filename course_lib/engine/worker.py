@@ -36,7 +36,7 @@ class Worker:
         self._samples = SampleQueue(futures, limits, self.trace)
         self._turn = 0
         self._stopping = False
-        self._job: Job | None = None  # the request being computed
+        self._job: Job | None = None  # the request being computed, from when it leaves its line on
         self._thread = threading.Thread(target=self._loop, name="engine-compute", daemon=True)
 
     def start(self) -> None:
@@ -193,10 +193,11 @@ class Worker:
         line = min(lines, key=lambda line: (latest[line.learner], line.last_turn))
         self._turn += 1
         line.last_turn = self._turn
-        return line.take()
+        self._job = line.take()
+        return self._job
 
     def _run(self, job: Job) -> None:
-        started, self._job = time.time(), job
+        started = time.time()
         reply = answer(job.work)
         self.trace.add(job.run_id, job.what, started)
         self._futures.settle(job.pending, reply)

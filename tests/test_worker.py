@@ -765,7 +765,7 @@ def test_a_report_goes_with_the_result_that_was_fetched():
         pending = table.open("me", ("s", 0))
         table.settle(pending, Reply(b"x"))
         table.delivered(pending)
-    assert len(table) == len(table._streams["s", 0].finished) == 7
+    assert len(table) == len(table._streams["s", 0].finished) == 6
     assert [report[0] for report in table.completions(("s", 0), 97)] == [98, 99, 100]
 
 

@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Callable
 
 from course_lib.engine.limits import Limits
 from course_lib.engine.randomness import random_bits
 from course_lib.engine.wire import Reply
+
+Report = tuple[int, str, bool, int]  # cursor, request id, failed, bytes
+_REPORTS = 20_000  # of one client: the last finished requests that nobody has fetched
 
 
 class Pending:
@@ -95,15 +98,21 @@ class Stream:
 
     def __init__(self) -> None:
         self.cursor = 0
-        self.finished: deque[tuple[int, str, bool, int]] = deque(maxlen=20_000)
+        self.finished: OrderedDict[str, Report] = OrderedDict()  # by request id
         self.listeners: list[Callable[[], None]] = []
         self.polled = False  # every request of this client counts as asked for
 
-    def after(self, cursor: int) -> list[tuple[int, str, bool, int]]:
-        """(cursor, request id, failed, bytes) of what finished later; older ones go."""
-        while self.finished and self.finished[0][0] <= cursor:
-            self.finished.popleft()
-        return list(self.finished)
+    def add(self, request_id: str, reply: Reply) -> None:
+        self.cursor += 1
+        self.finished[request_id] = (self.cursor, request_id, reply.failed, len(reply.body))
+        while len(self.finished) > _REPORTS:
+            self.finished.popitem(last=False)
+
+    def after(self, cursor: int) -> list[Report]:
+        """What finished later; older ones go."""
+        while self.finished and next(iter(self.finished.values()))[0] <= cursor:
+            self.finished.popitem(last=False)
+        return list(self.finished.values())
 
 
 class FutureTable:
@@ -160,10 +169,15 @@ class FutureTable:
         stream = self._streams.get(pending.stream) if pending.stream is not None else None
         if stream is None:  # or its sampling session has ended
             return []
-        stream.cursor += 1
-        stream.finished.append((stream.cursor, pending.request_id, reply.failed, len(reply.body)))
+        stream.add(pending.request_id, reply)
         listeners, stream.listeners = stream.listeners, []
         return listeners
+
+    def _unreport(self, pending: Pending) -> None:
+        """Its client knows. One that never polls in bulk would have all its samples noted here."""
+        stream = self._streams.get(pending.stream) if pending.stream is not None else None
+        if stream is not None:
+            stream.finished.pop(pending.request_id, None)
 
     def delivered(self, pending: Pending) -> None:
         """Note that the result went out; it may go when its time is up or room is needed."""
@@ -205,7 +219,7 @@ class FutureTable:
                 if pending is not None and pending.owner == owner and pending.reply:
                     self._drop(pending)
 
-    def completions(self, stream: tuple[str, int], cursor: int) -> list[tuple[int, str, bool, int]]:
+    def completions(self, stream: tuple[str, int], cursor: int) -> list[Report]:
         """What a sampling client's requests finished after the cursor."""
         with self._lock:
             return self._streams[stream].after(cursor) if stream in self._streams else []
@@ -268,6 +282,7 @@ class FutureTable:
 
     def _drop(self, pending: Pending) -> None:
         self._table.pop(pending.request_id, None)
-        self._delivered.pop(pending.request_id, None)
+        if self._delivered.pop(pending.request_id, None) is not None:
+            self._unreport(pending)
         if pending.reply is not None:
             self._bytes -= len(pending.reply.body)

@@ -114,6 +114,26 @@ def test_samples_that_share_their_prompt_are_those_of_copies(kv_heads, lengths, 
             assert np.abs(np.array(sequence.logprobs) - logprobs).max() < 1e-4
 
 
+def test_where_groups_part_only_the_rows_that_live_are_copied(monkeypatch):
+    """Those that had ended were, too: twice the memory, for a moment."""
+    monkeypatch.setattr(cache, "SHARED_AT", 1)
+    base, copied = tiny_base(), []
+    sampler, write = Sampler(base), cache.SlabLayer.write
+
+    def counted(self, keys, values):
+        if keys.shape[2] > 9 and not self.is_initialized:  # a prompt and more
+            copied.append(len(keys))
+        return write(self, keys, values)
+
+    monkeypatch.setattr(cache.SlabLayer, "write", counted)
+    request = SampleRequest(random_tokens(9), 20, max_tokens=60, seed=0, stop=[*range(0, VOCAB, 9)])
+    sampler.submit(request, base.sampler_weights(None))
+    while not copied:
+        assert sampler.step()
+    (batch,) = sampler._batches.values()
+    assert copied == [len(batch.rows)] * len(batch.cache.layers) and copied[0] <= 10
+
+
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_sampled_logprobs_are_those_of_the_trainer(architecture):
     """The importance ratio at step 0 is 1, for rows of any length that were decoded together."""

@@ -216,7 +216,7 @@ class Batch:
 
     @torch.inference_mode()
     def drop_ended(self) -> None:
-        """Fill the places of ended rows with the last ones; forget columns nobody looks at."""
+        """Fill the places of ended rows with the last ones. Rows that share their prompts part."""
         alive = [index for index, row in enumerate(self.rows) if not row.stop_reason]
         count = len(alive)
         if count == len(self.rows):
@@ -225,7 +225,7 @@ class Batch:
             self.rows, self.ended, self._settings, self._last = [], 0, None, self._last[:0]
             self.cache = new_cache()
             return
-        self._part_groups()
+        self.whole = False
         holes = [index for index in range(count) if self.rows[index].stop_reason]
         tails = [index for index in alive if index >= count]
         order = list(range(count))
@@ -235,12 +235,34 @@ class Batch:
         self._settings = None
         device = self.forward.device
         self._last = self._last[torch.tensor(order, dtype=torch.long, device=device)]
-        into, source = (torch.tensor(places, device=device) for places in (holes, tails))
+        if isinstance(self.cache, GroupedCache):
+            self.cache = apart(self.cache, torch.tensor(order, device=device))
+        else:
+            into, source = (torch.tensor(places, device=device) for places in (holes, tails))
+            for layer in self.cache.layers:
+                layer.keep(into, source, count)
+        self._trim()
+        self.whole = True
+
+    def _trim(self) -> None:
+        """Forget columns nobody looks at, where they are many."""
         unseen = min(row.start for row in self.rows)
-        trims = unseen > self.cache.get_seq_length() // 2
-        for layer in self.cache.layers:
-            layer.keep(into, source, count)
-            if trims:
+        if unseen > self.cache.get_seq_length() // 2:
+            for layer in self.cache.layers:
                 layer.trim(unseen)
-        for row in self.rows if trims else ():
-            row.start -= unseen
+            for row in self.rows:
+                row.start -= unseen
+
+
+def apart(cache: GroupedCache, rows: Tensor) -> Cache:
+    """Of rows that share their prompts only these (B,), each with a copy of its prompt."""
+    kept = new_cache()
+    for layer in cache.layers:
+        group, place = rows // layer.shape[1], rows % layer.shape[1]
+        slab, whole = SlabLayer(), []
+        for prompts, own in zip(layer.prompts, layer.own, strict=True):
+            added = own[group, :, place, : layer.length]  # (B, kv_heads, columns, D)
+            whole.append(torch.cat([prompts[group], added], dim=-2))
+        slab.write(*whole)
+        kept.layers.append(slab)
+    return kept

@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from shutil import copytree
+from typing import Any
 
 import pytest
 import tinker
@@ -196,6 +197,26 @@ def test_a_finished_session_frees_its_adapters_and_stops_heartbeats(plain: Desk)
     assert all(adapter.deleted for adapter in adapters)
     assert plain.engine.rooms.shelf.memory_bytes() == 0
     assert sampler is not None
+
+
+def test_a_snapshot_whose_session_ends_meanwhile_is_not_kept(
+    plain: Desk, monkeypatch: pytest.MonkeyPatch
+):
+    """It joined the samplers after those of the session had been freed, and stayed."""
+    client, rooms = plain.trainer(), plain.engine.rooms
+    session_id, put = client.model_id.split(":")[0], rooms.shelf.put_snapshot
+
+    def end_meanwhile(*arguments: Any) -> None:
+        put(*arguments)
+        rooms.end_session(session_id, {"type": "cancelled"})
+
+    monkeypatch.setattr(rooms.shelf, "put_snapshot", end_meanwhile)
+    with pytest.raises(tinker.RequestFailedError, match="has ended; connect again"):
+        client.save_weights_and_get_sampling_client().result(WAIT_S)
+    deadline = time.monotonic() + 3
+    while rooms.shelf.memory_bytes() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not rooms.shelf.memory_bytes() and not rooms.samplers._sessions
 
 
 def test_a_finished_session_leaves_no_work_and_no_results_behind(tmp_path: Path):

@@ -15,7 +15,7 @@ from course_lib.engine.names import TinkerPath, parse_path, shown
 from course_lib.engine.records import CheckpointRecord, RunRecord
 from course_lib.engine.requests import NotFoundError, RequestError
 from course_lib.engine.runs import Model, Run, RunTable
-from course_lib.engine.samplers import SamplerTable, Shelf
+from course_lib.engine.samplers import SamplerTable, SamplingSession, Shelf
 from course_lib.engine.sessions import Sessions
 from course_lib.engine.storage import Store
 from course_lib.engine.tensors import Scratch
@@ -132,6 +132,13 @@ class Rooms:
         self.worker.close_line(run.run_id, reason)
         self.runs.drop(run)
 
+    def drop_sampler(self, sampler: SamplingSession) -> None:
+        """Free everything that a sampler holds; its weights a moment later."""
+        self.samplers.drop(sampler)
+        self.futures.close_streams(sampler.sampler_id)
+        if sampler.weights_key == sampler.sampler_id:  # a snapshot that nobody else uses
+            self.worker.errand(lambda: self.shelf.drop(sampler.sampler_id))
+
     def end_session(self, session_id: str, status: dict[str, Any]) -> None:
         """Finish a session and free what its runs, samplers and results hold."""
         if not self.sessions.end(session_id, status):
@@ -141,10 +148,8 @@ class Rooms:
             self.worker.close_line(run.run_id, "its session has ended")
             self.worker.errand(lambda run=run: self.runs.drop(run))
             self.worker.errand(lambda run=run: self.shelf.drop(f"inflight:{run.run_id}"))
-        for sampler in self.samplers.end_session(session_id):
-            self.futures.close_streams(sampler.sampler_id)
-            if sampler.weights_key == sampler.sampler_id:  # a snapshot that nobody else uses
-                self.worker.errand(lambda key=sampler.weights_key: self.shelf.drop(key))
+        for sampler in self.samplers.of_session(session_id):
+            self.drop_sampler(sampler)
 
     def end_silent_sessions(self) -> None:
         for session_id in self.sessions.silent():

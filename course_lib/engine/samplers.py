@@ -182,12 +182,13 @@ class SamplerTable:
             session.clients += 1
             return session.clients
 
-    def end_session(self, session_id: str) -> list[SamplingSession]:
+    def of_session(self, session_id: str) -> list[SamplingSession]:
         with self._lock:
-            ended = [s for s in self._sessions.values() if s.session_id == session_id]
-            for session in ended:
-                del self._sessions[session.sampler_id]
-            return ended
+            return [s for s in self._sessions.values() if s.session_id == session_id]
+
+    def drop(self, session: SamplingSession) -> None:
+        with self._lock:
+            self._sessions.pop(session.sampler_id, None)
 
     def clear(self) -> None:
         """Let go of everything, at the engine's end."""

@@ -74,8 +74,13 @@ def _snapshot(
     sampler_id = f"{run.session_id}:sample:{message.sampling_session_seq_id}"
     key = f"inflight:{run.run_id}" if message.kind == "inflight" else sampler_id
     rooms.shelf.put_snapshot(key, run.model, state)
-    rooms.samplers.add(SamplingSession(sampler_id, run.owner, run.session_id, run.model, None, key))
-    rooms.sessions.add_sampler(run.session_id, sampler_id)
+    sampler = SamplingSession(sampler_id, run.owner, run.session_id, run.model, None, key)
+    rooms.samplers.add(sampler)
+    try:
+        rooms.sessions.add_sampler(run.session_id, sampler_id)
+    except RequestError:  # its session ended meanwhile: nobody else would free it
+        rooms.drop_sampler(sampler)
+        raise
     return sampler_id
 
 

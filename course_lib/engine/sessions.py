@@ -60,9 +60,9 @@ class Sessions:
             if record is not None and record.owner == owner:
                 self._heard[session_id] = self._clock()
                 return record
-        ended = len(session_id) <= 64 and session_id.isalnum() and self._store.session(session_id)
-        if ended and ended.owner == owner:
-            raise EndedError(f"The session {session_id} has ended; connect again")
+        known = len(session_id) <= 64 and session_id.isalnum() and self._store.session(session_id)
+        if known and known.owner == owner:
+            raise ended(session_id)
         raise NotFoundError(f"There is no session {shown(session_id)}")
 
     def add_run(self, session_id: str, run_id: str) -> None:
@@ -74,10 +74,15 @@ class Sessions:
                 self._store.write_session(record)
 
     def add_sampler(self, session_id: str, sampler_id: str) -> None:
-        """Each snapshot is one, so its id is added to a file: the record would be written anew."""
+        """Each snapshot is one, so its id is added to a file: the record would be written anew.
+
+        Raises:
+            EndedError: the session has ended, and nobody will free what the sampler holds.
+        """
         with self._lock:
-            if session_id in self._live:
-                self._store.add_sampler(session_id, sampler_id)
+            if session_id not in self._live:
+                raise ended(session_id)
+            self._store.add_sampler(session_id, sampler_id)
 
     def end(self, session_id: str, status: dict[str, Any]) -> bool:
         """Finish the session; the first reason stays. Returns whether it was live."""
@@ -104,6 +109,10 @@ class Sessions:
                 self._heard = dict.fromkeys(self._heard, now)
             self._looked = now
             return [key for key, heard in self._heard.items() if heard < now - silent_s]
+
+
+def ended(session_id: str) -> EndedError:
+    return EndedError(f"The session {session_id} has ended; connect again")
 
 
 def text_metadata(metadata: dict[str, Any] | None, limits: Limits) -> dict[str, str] | None:

@@ -201,7 +201,9 @@ def test_an_unknown_run_is_a_failed_future(bench: Bench):
 def test_a_closed_run_answers_what_was_waiting(bench: Bench):
     waiting = bench.send("a", 5)
     bench.worker.close_line("a", "its session has ended")
-    assert "its session has ended" in bench.result(waiting)
+    told = bench.result(waiting)
+    assert "This work of the training run a was still waiting" in told  # where
+    assert "its session has ended. Connect again; " in told  # what, and what to do
 
 
 def test_more_held_requests_than_allowed_fail_at_once():
@@ -557,6 +559,7 @@ def test_what_comes_after_the_stop_is_answered_at_once(bench: Bench):
     sample = bench.sample(FakeSampler(FakeBase()))
     assert "stopped" in bench.result(bench.send("a", 0))
     assert "stopped" in bench.result(bench.send("c", 0))
+    assert "start it again, by connect()" in bench.result(bench.send("a", 1))
     assert sample is not None and "stopped" in reply_of(sample.pending)
 
 

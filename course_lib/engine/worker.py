@@ -20,7 +20,11 @@ from course_lib.engine.trace import Trace
 from course_lib.engine.turns import Job, Line
 from course_lib.engine.wire import Reply, failure_reply
 
-STOPPED = "The engine was stopped"
+GO_ON = "create_training_client_from_state goes on from a checkpoint"
+STOPPED = (
+    "The engine was stopped before it had answered this request; start it again, by connect() or "
+    f"`posttrain engine`, and send the request anew. {GO_ON}"
+)
 
 
 class Worker:
@@ -95,7 +99,7 @@ class Worker:
         if self._stopping:
             return STOPPED
         if line is None:
-            return "The training run is unknown here; it may have ended with its session"
+            return f"The training run is unknown here; it may have ended with its session. {GO_ON}"
         if seq_id < line.next_seq:
             return f"The sequence id {seq_id} is over; its turn was given up or long finished"
         if len(line) >= self._limits.held_requests:
@@ -109,12 +113,16 @@ class Worker:
         return pending.request_id
 
     def close_line(self, run_id: str, reason: str) -> None:
-        """End a run's line; requests that still wait fail with the reason."""
+        """End a run's line; requests that still wait fail, with the reason ("its ... has ...")."""
         with self._wake:
             line = self._lines.pop(run_id, None)
             jobs = line.close() if line is not None else []
         for job in jobs:
-            self._futures.settle(job.pending, failure_reply(reason))
+            sentence = (
+                f"This {job.what} of the training run {run_id} was still waiting when the run was "
+                f"closed: {reason}. Connect again; {GO_ON}"
+            )
+            self._futures.settle(job.pending, failure_reply(sentence))
 
     def submit_sample(self, job: SampleJob) -> bool:
         """Queue a `sample` call; False when so many wait that the client should come back later."""

@@ -613,6 +613,61 @@ def test_folded_weights_are_kept_as_far_as_memory_is_allowed(architecture):
         assert list(sampler._folded) == snapshots[-kept:]
 
 
+@pytest.mark.parametrize("deterministic", [False, True])
+@pytest.mark.parametrize("allowed", [0, 2])
+def test_requests_wait_where_their_weights_find_no_memory(allowed, deterministic):
+    """Each of 30 learners' adapters that were decoded with at once had a copy of the model."""
+    base = tiny_base()
+    snapshots = [base.sampler_weights(trained_adapter(base, seed).state()) for seed in range(5)]
+    copy = base.sampling_forward()
+    size = copy.nbytes(copy.prepare(snapshots[0].state))
+    request = SampleRequest(random_tokens(5), 2, max_tokens=9, seed=0, stop=[])
+    sampler = Sampler(base, folded_bytes=allowed * size, deterministic=deterministic)
+    futures = [sampler.submit(request, snapshot) for snapshot in snapshots]
+    most = 0
+    while sampler.step():
+        most = max(most, len({id(batch.weights) for batch in sampler._batches.values()}))
+    assert most == max(1, allowed)
+    results = [future.result(0).sequences[0].tokens for future in futures]
+    for seed, tokens in enumerate(results):
+        assert tokens == sample(base, request, trained_adapter(base, seed)).sequences[0].tokens
+
+
+def test_who_waits_for_memory_is_not_passed_by_for_ever(monkeypatch):
+    monkeypatch.setattr(sampler_module, "PATIENCE", 30)
+    base = tiny_base()
+    sampler, weights = Sampler(base, folded_bytes=0), base.sampler_weights(None)
+    request = SampleRequest(random_tokens(5), 2, max_tokens=20, stop=[])
+    sampler.submit(request, weights)
+    sampler.step()
+    waiting = sampler.submit(request, base.sampler_weights(trained_adapter(base).state()))
+    for step in range(100):
+        if step % 10 == 0:  # the first weights are always in use
+            sampler.submit(request, weights)
+        sampler.step()
+        assert step > 30 or not waiting.done()
+    assert waiting.done()
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_rows_wait_where_their_keys_and_values_find_no_memory(deterministic):
+    """256 rows of long prompts were let in, however much memory they would need."""
+    base = tiny_base()
+    config = base.config
+    a_column = 2 * 4 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
+    request = SampleRequest(random_tokens(5), 4, max_tokens=11, seed=0, stop=[])
+    alone = [each.tokens for each in sample(base, request).sequences]
+    for rows, expected in ((9, 8 if deterministic else 9), (1, 4)):
+        sampler = Sampler(base, cache_bytes=rows * 16 * a_column, deterministic=deterministic)
+        weights, most = base.sampler_weights(None), 0
+        futures = [sampler.submit(request, weights) for _ in range(5)]
+        while sampler.step():
+            most = max(most, sum(len(batch.rows) for batch in sampler._batches.values()))
+        assert most == expected
+        for future in futures:
+            assert [each.tokens for each in future.result(0).sequences] == alone
+
+
 def test_weights_that_lie_in_memory_a_second_time_count_twice():
     base = tiny_base()
     weights = base.sampling_forward().prepare(None)

@@ -31,6 +31,8 @@ from course_lib.engine.validation import check_sample
 
 KEPT_FOLDED = 2  # folded weights kept for the next request, at most; one however large
 KEPT_BYTES = 2 << 30  # which they may take together
+CACHE_BYTES = 4 << 30  # of keys and values that all rows may come to; one request however large
+PATIENCE = 512  # steps for which who finds no memory lets others pass
 STEPS_TO_LOOK = 8  # after so many it is asked who has given up
 
 
@@ -44,16 +46,27 @@ class Job:
     rows: list[Row]
     future: Future = field(default_factory=Future)
     admitted: int = 0  # rows that have left the queue
+    passed: int = 0  # how often it found no room, and others went on
     result: SampleResult = field(default_factory=lambda: SampleResult([]))
 
     def next_rows(self, room: int, share: int, whole: bool) -> list[Row]:
         """Its next rows, as many as there is room for and as its share allows; `whole`: a share at
         once, or none."""
-        live = sum(1 for row in self.rows[: self.admitted] if not row.stop_reason)
+        live = self.live
         rows = self.rows[self.admitted : self.admitted + share - (0 if whole else live)]
         if whole:
             return [] if live or len(rows) > room else rows
         return rows[:room]
+
+    @property
+    def live(self) -> int:
+        """How many of its rows are being decoded."""
+        return sum(1 for row in self.rows[: self.admitted] if not row.stop_reason)
+
+    @property
+    def columns(self) -> int:
+        """As many as each of its rows may come to in the cache."""
+        return len(self.request.prompt) + self.rows[0].limit
 
     def finish(self) -> None:
         self.result.sequences = [row.result() for row in self.rows]
@@ -62,6 +75,18 @@ class Job:
     @property
     def ended(self) -> bool:
         return self.admitted == len(self.rows) and all(row.stop_reason for row in self.rows)
+
+
+@dataclass
+class Room:
+    """What may join those that are being decoded."""
+
+    rows: int
+    cache_bytes: int
+
+    def take(self, rows: int, row_bytes: int) -> None:
+        self.rows -= rows
+        self.cache_bytes -= rows * row_bytes
 
 
 class Sampler:
@@ -75,12 +100,16 @@ class Sampler:
         max_rows: int = 256,
         prefill_tokens: int = 8192,
         folded_bytes: int = KEPT_BYTES,
+        cache_bytes: int = CACHE_BYTES,
     ) -> None:
         self.base = base
         self.deterministic = deterministic
         self.max_rows = max_rows  # decoded at once, over all batches
         self.prefill_tokens = prefill_tokens  # of prompts computed in one go
-        self.folded_bytes = folded_bytes  # of folded weights kept, unless it is one alone
+        # Of folded weights kept, and as much of those decoded with, unless it is one alone.
+        self.folded_bytes = folded_bytes
+        self.cache_bytes = cache_bytes  # of keys and values, unless it is one request alone
+        self._column_bytes = column_bytes(base)
         self._forward = base.sampling_forward(reorders=not deterministic)
         self._steps = 0
         self._waiting: deque[Job] = deque()
@@ -163,14 +192,14 @@ class Sampler:
     def _admit(self) -> bool:
         """Move waiting rows into batches, oldest first, as far as rows and prompt tokens allow. Did
         any move?"""
-        room = self.max_rows - sum(
-            len(batch.rows) - batch.ended for batch in self._batches.values()
-        )
+        if not self._waiting:
+            return False
+        room = self._room()
         held_back: list[Job] = []  # they have their share, or find no room: others may pass
         admitted = False
         try:
-            while self._waiting and room > 0:
-                group, room = self._next_group(room, held_back)
+            while self._waiting and room.rows > 0:
+                group = self._next_group(room, held_back)
                 if not group:
                     continue
                 admitted = True
@@ -183,32 +212,58 @@ class Sampler:
             self._waiting.extendleft(reversed(held_back))
         return admitted
 
-    def _next_group(
-        self, room: int, held_back: list[Job]
-    ) -> tuple[list[tuple[Job, list[Row]]], int]:
-        """Prompts to compute together, with the rows that draw from each; and the room left then.
+    def _room(self) -> Room:
+        """What the rows that are being decoded leave."""
+        room = Room(self.max_rows, self.cache_bytes)
+        for job in self._running:
+            room.take(job.live, self._column_bytes * job.columns)
+        return room
+
+    def _next_group(self, room: Room, held_back: list[Job]) -> list[tuple[Job, list[Row]]]:
+        """Prompts to compute together, with the rows that draw from each; they take of the room.
 
         Deterministic: how a request is cut must not depend on the others, and all go in order, or a
         large one would never find room.
         """
-        share = share_of(self.max_rows)
         group: list[tuple[Job, list[Row]]] = []
         longest = 0  # of the prompts
         while self._waiting and self._joins(self._waiting[0], group, longest):
             job = self._waiting.popleft()
-            rows = job.next_rows(room, share, whole=self.deterministic)
+            rows = self._rows_for(job, room, alone=not (self._batches or group))
             job.admitted += len(rows)
             if job.admitted < len(job.rows):
                 held_back.append(job)
             if rows:
                 group.append((job, rows))
                 longest = max(longest, len(job.request.prompt))
-                room -= len(rows)
+                room.take(len(rows), self._column_bytes * job.columns)
                 if job not in self._running:
                     self._running.append(job)
-            elif self.deterministic:
-                return group, 0
-        return group, room
+                continue
+            job.passed += not job.live  # else it has its share
+            if self.deterministic or job.passed > PATIENCE:
+                room.rows = 0
+                break
+        return group
+
+    def _rows_for(self, job: Job, room: Room, alone: bool) -> list[Row]:
+        """A request's next rows, as far as the room allows, and for one alone only its rows."""
+        count = room.rows
+        if not alone:
+            if not self._affords(job.weights):
+                return []
+            count = min(count, max(0, room.cache_bytes // (self._column_bytes * job.columns)))
+        return job.next_rows(count, share_of(self.max_rows), whole=self.deterministic)
+
+    def _affords(self, weights: SamplerWeights) -> bool:
+        """Are these weights decoded with now, or may they lie in memory beside those that are?"""
+        if weights in self._batches or any(job.weights is weights for job in self._running):
+            return True
+        live = {id(batch.weights): batch.weights for batch in self._batches.values()}
+        sizes = [self._forward.nbytes(folded) for folded in live.values()]
+        known = self._folded.get(weights)
+        theirs = max(sizes, default=0) if known is None else self._forward.nbytes(known)
+        return sum(sizes) + theirs <= self.folded_bytes
 
     def _joins(self, job: Job, group: list[tuple[Job, list[Row]]], longest: int) -> bool:
         """May this request's prompt be computed together with the group's, of at most `longest`
@@ -252,6 +307,14 @@ class Sampler:
         """May one more, as large as the largest, lie in memory beside those kept?"""
         sizes = [self._forward.nbytes(folded) for folded in self._folded.values()]
         return len(sizes) < KEPT_FOLDED and sum(sizes) + max(sizes) <= self.folded_bytes
+
+
+def column_bytes(base: BaseModel) -> int:
+    """What the keys and values of one token take, over all layers."""
+    config = base.config
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return 2 * config.num_hidden_layers * heads * dim * base.plain.dtype.itemsize
 
 
 def share_of(rows: int) -> int:

@@ -69,8 +69,9 @@ print(f"The model chooses among {vocab_size} tokens at every step.")
 # a conversation?
 #
 # `save_weights_and_get_sampling_client` gives a client that answers, and `sample` asks it. At
-# temperature 0 it takes the likeliest token each time, until the model writes its end marker.
-# `render_prompt` makes tokens of the question, `parse_completion` makes text of the reply.
+# temperature 0 it takes the likeliest token each time (**greedy** decoding), until the model writes
+# its end marker. `render_prompt` makes tokens of the question, `parse_completion` makes text of the
+# reply.
 #
 # (Three helpers print results in all lessons. `quote` shows what a model wrote. `measured` shows a
 # number, which may differ a little on your machine. `band` shows a claim and whether it holds.)

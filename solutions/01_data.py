@@ -71,7 +71,7 @@ band("Both doors give the same conversations", same)
 # | --- | --- | --- |
 # | not JSON | a torn last line | stop in the middle of the night |
 # | no messages | `{"text": "..."}` | stop, or learn nothing |
-# | unknown role | `"role": "bot"` | the template writes a header that no one knows |
+# | unknown role | `"role": "bot"` | the template writes a marker that no model knows |
 # | empty content | `"content": " "` | teach the model to say nothing |
 # | same role twice | user, user | teach it that questions follow questions |
 # | no assistant turn | only a question | there is nothing to learn |
@@ -192,9 +192,10 @@ mask_viewer([example, *conversations[:8]], tokenizer).show()
 
 # %% [markdown] id="mask-exercise"
 # Now write the mask. To keep markers and sub-words out of the way, a token is here a pair: whose
-# message it belongs to, and which part of the message it is. (`_T` in a name: a list with one entry
-# for each of T tokens.) The text and the end of the last assistant message are trained on, even
-# when the user speaks after it.
+# message it belongs to, and which part of that message it is: the **header** (the marker that opens
+# it, `<|user|>` or `<|assistant|>`), the **text**, or the **end** (`<|end|>`). (`_T` in a name: a
+# list with one entry for each of T tokens.) The text and the end of the last assistant message are
+# trained on, even when the user speaks after it.
 
 # %% id="mask-tokens"
 tokens_T = [
@@ -463,9 +464,10 @@ found = leaked(train_questions, [*heldout_questions, train_questions[7].upper()]
 band("Only the one that we planted is found", found == [len(heldout_questions)])
 
 # %% [markdown] id="leak-experiment"
-# Now leak on purpose. Sixteen held-out problems stand in the training data, each with its right
-# answer, and nothing else does. **Predict** the accuracy on these sixteen, and on problems that did
-# not leak.
+# It finds copies. The same sum in another order, or the same question in other words, is a leak,
+# too, and looks different: lesson 04 holds out by content. Now leak on purpose. Sixteen held-out
+# problems stand in the training data, each with its right answer, and nothing else does.
+# **Predict** the accuracy on these sixteen, and on problems that did not leak.
 
 # %% id="run-leak"
 leaks = environment.heldout(16, seed=5)

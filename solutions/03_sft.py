@@ -127,7 +127,7 @@ band("Times the trained tokens, it is the engine's loss:sum", same)
 #
 # Here is a function that cuts rows into batches. It runs, the loss falls, and three things are
 # wrong with it. Find them before you read on: call it twice, ask which of its four arguments it
-# never uses, and look at the last batch.
+# never uses (there are two), and look at the last batch.
 
 # %% id="broken-batches"
 import random
@@ -238,17 +238,19 @@ for name, end in ends.items():
 band("A rate that falls ends lower than a constant one", ends["falling"] < ends["constant"] - 0.1)
 
 # %% [markdown] id="schedules-answer"
-# A high rate is good at the beginning and bad at the end; a falling rate has the good half of each.
-# That is plain to see: with the rows in five orders it ended about half a nat lower every time, or
-# more. Warm-up is another matter. In the same five orders it ended 0.07 nats below the plain
-# falling rate once, about a tenth of a nat above it twice, and in the same place twice
-# (`data/results/README.md`, "Three schedules of the learning rate"). A difference that changes sign
-# needs more runs before one believes it; lesson 08 is about telling a difference from luck. For
-# another order, change the `epoch` above.
+# A high rate goes fast at the beginning and cannot settle at the end; a low one is the other way
+# round. A falling rate has the good half of both. That is plain to see: with the rows in five
+# orders it ended about half a nat lower than the constant rate every time, or more. Warm-up is
+# another matter. In the same five orders it ended 0.07 nats below the plain falling rate once,
+# about a tenth of a nat above it twice, and in the same place twice (`data/results/README.md`,
+# "Three schedules of the learning rate"). A difference that changes sign needs more runs before one
+# believes it; lesson 08 is about telling a difference from luck. For another order, change the
+# `epoch` above.
 #
 # Your numbers will be others: if `epoch_batches` is your own, you have a sixth order; and at so
-# high a rate even rounding tells, which differs between machines, and a little between two runs.
-# With one and the same order the run with warm-up has ended at 0.44, 0.55, 0.62 and 0.69 nats.
+# high a rate even rounding tells, which differs between machines, and between two runs. With one
+# and the same order the constant rate has ended at 0.80, 1.04 and 1.55 nats, and the run with
+# warm-up at 0.44, 0.55, 0.62 and 0.69.
 
 # %% [markdown] id="heat-question"
 # ## What is learned first?
@@ -292,11 +294,11 @@ show(heat_map(matrix, title, "token", "", "nats", rows=names, columns=columns, d
 band("The end marker has become cheap", surprise[STEPS][-1] < 0.1 < before[-1])
 
 # %% [markdown] id="heat-answer"
-# The results `68` and `129` were cheap from the start: the base model can add. So sort the tokens
-# into three kinds, and average each: **form** (signs, commas, words, the end; and the very first
-# token, which decides whether the answer begins with a digit or with "The"), **asked** (the other
-# digits that stand in the question and must be looked up there), **computed** (digits that follow
-# by adding; some of them only repeat a sum that was just written).
+# The results `68` and `129` were cheap from the start: the base model can add two numbers that it
+# has just read. So sort the tokens into three kinds, and average each: **form** (signs, commas,
+# words, the end; and the very first token, which decides whether the answer begins with a digit or
+# with "The"), **asked** (the other digits that stand in the question and must be looked up there),
+# **computed** (digits that follow by adding; some of them only repeat a sum that was just written).
 
 # %% id="kinds-of-tokens"
 KINDS = "fafaaf ccf ccf aaf ccc fffff cccff".replace(" ", "")  # one letter for each token
@@ -320,8 +322,10 @@ band("The form is learned", by_kind["form"][-1] < 0.5 * by_kind["form"][0])
 # Thirty steps teach the form. What stays dear of it is the first token: most answers in the data
 # begin with "The", and where one does begin with a digit, it must be the right one. To look up what
 # was asked is slower: such a digit may still cost $\ln 10 = 2.3$ nats, which is the price of a
-# guess among ten. Ask the model, and you see it: perfect form, and a number that belongs to another
-# question. One average would have hidden this.
+# guess among ten. Now ask the model: perfect form, and a wrong number. Nor did it try to work the
+# sum out: it answers in one go, as most rows of the data do, and that is what this model cannot do.
+# The steps `23 + 45 = 68` are cheap for it; the whole sum at once is not. (Lesson 05 will make use
+# of that.) One average would have hidden all this.
 
 # %% id="form-without-content"
 from course_lib.lessons import quote
@@ -399,7 +403,7 @@ from course_lib import CourseError
 try:
     training_client_from(service, middle.sampler_path)
 except CourseError as error:
-    print(error.finding, "->", error.remedy)
+    print("this path", error.finding, "->", error.remedy)
 
 # %% [markdown] id="resume-question"
 # ## Can anybody tell that it was interrupted?

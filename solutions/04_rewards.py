@@ -39,7 +39,7 @@ from dataclasses import replace
 SFT_STEPS = 30  # to learn how villagers are spoken of
 GROUP_SIZE = 6  # replies in the tournament
 MAX_TOKENS = 64  # per reply
-HELDOUT = 40  # questions for each judgement, never trained on
+HELDOUT = 40  # questions for each judgement, never trained on in these words
 judge_config = replace(preset().preference, batch_size=8, max_steps=40, learning_rate=2e-3)
 rl_config = replace(preset().rl, steps=14, prompts_per_step=8, group_size=8, save_every=0)
 rl_config = replace(rl_config, learning_rate=2e-3, schedule="constant", max_tokens=MAX_TOKENS)
@@ -106,8 +106,10 @@ print(f"held out by construction: {leaked} of 200")
 
 # %% [markdown] id="heldout-lesson"
 # More than a third leaked, and nothing would have told you: 45 + 23 looks different from 23 + 45.
-# The library decides by the *content* of a problem, by a hash of its sorted numbers. Then no order,
-# wording or seed can carry a problem across.
+# For sums the library decides by their *content*, by a hash of the sorted numbers. Then no order,
+# wording or seed can carry a sum across. (Questions about the village, below, are held out by their
+# wording only: the same fact may be asked in other words in training. They test manners more than
+# memory.)
 #
 # ## How is a grader fooled?
 #
@@ -187,6 +189,7 @@ show(heat_map(paid, "Who pays?", "grader", "completion", "reward", rows=GALLERY,
 # the village in all sorts of ways: curt, plain, polite, rude.
 
 # %% id="village-sft"
+from course_lib.environments import stands_aside
 from course_lib.lessons import band, measured, quote, shipped_conversations
 from course_lib.sft import train_sft
 from course_lib.world.village import VILLAGERS
@@ -199,10 +202,17 @@ def about_village(conversation):
     return named and not re.search(r"\d", question)
 
 
+def asks_heldout(conversation):
+    """Whether a question in it is kept for judging."""
+    return any(each.role == "user" and stands_aside(each.content) for each in conversation.messages)
+
+
 policy = service.create_lora_training_client(service.base_model, rank=16, seed=0).result()
 tokenizer = policy.get_tokenizer()
-data = [each for each in shipped_conversations() if about_village(each)]
-sft_config = replace(preset().sft, batch_size=16, max_steps=SFT_STEPS, save_every=0, eval_every=0)
+everything = [each for each in shipped_conversations() if about_village(each)]
+data = [each for each in everything if not asks_heldout(each)]
+sft_config = replace(preset().sft, batch_size=16, epochs=2, max_steps=SFT_STEPS)
+sft_config = replace(sft_config, save_every=0, eval_every=0)
 train_sft(policy, data, sft_config, tokenizer=tokenizer, seed=0)
 start = policy.save_state("after-sft").result().path  # both arms of the experiment begin here
 
@@ -400,24 +410,34 @@ band("Most polite lies win", lies_won > 12)
 # But the base model *has* the knowledge: it has read all about the villagers. A score that hangs on
 # one "yes" has to find it from scratch. So let the strength of a reply be the logprob that the
 # adapter gives to *the reply itself*: a lie is unlikely from the start. Same pairs, same loss, same
-# 40 steps. **Predict** what becomes of truth, and of manners.
+# 40 steps. **Predict** what becomes of truth, and of manners. (Careful with truth: most of these
+# facts stand in chosen training replies, too, in answer to other wordings. So we ask this judge
+# before its training as well: what it knows then, it has from the base model alone.)
 
 # %% id="second-judge"
 reply_config = replace(judge_config, strength="reply")
 reader = service.create_lora_training_client(service.base_model, rank=16, seed=0).result()
+unread = reader.save_weights_and_get_sampling_client().result()
+unread_by = accuracy_by_reason(chances(reward_model(unread, tokenizer, "reply")))
 train_reward_model(reader, train_pairs, reply_config, tokenizer=tokenizer, seed=0)
 reader_weights = reader.save_weights_and_get_sampling_client().result()
 reader_after = chances(reward_model(reader_weights, tokenizer, "reply"))
 reader_by = accuracy_by_reason(reader_after)
-bars = {"one yes": list(after_by.values()), "the whole reply": list(reader_by.values())}
+bars = {
+    "one yes": list(after_by.values()),
+    "whole reply, untrained": list(unread_by.values()),
+    "whole reply": list(reader_by.values()),
+}
 show(shares_figure(list(after_by), bars, "Two judges, one set of pairs: how often right?"))
 band("The second judge is right on 90 % of the pairs", mean_right(reader_after) >= 0.9)
-band("It knows truth, too", reader_by["true instead of false"] > 0.8)
+band("It knew truth before", unread_by["true instead of false"] > 0.8)
+band("It knows truth after, too", reader_by["true instead of false"] > 0.8)
 
 # %% [markdown] id="two-judges"
-# What a reward model starts from decides what it can learn from a few hundred pairs. This one has
-# its own price: its strengths are logprobs of whole replies, so they say nothing across prompts,
-# and only comparisons inside a group make sense. That is what the next section is for.
+# It knew truth before it was trained, and manners after. What a reward model starts from decides
+# what it can learn from a few hundred pairs. This one has its own price: its strengths are logprobs
+# of whole replies, so they say nothing across prompts, and only comparisons inside a group make
+# sense. That is what the next section is for.
 #
 # ## From duels to rewards
 #
@@ -568,7 +588,9 @@ reward_designer(list(REPLIES), parts, {"length": 0.5, "polite": 0.5}).show()
 #
 # You have seen the hole; the policy has not. It starts from SFT and has never said "Thank you for
 # asking" ten times. **Predict**: draw two curves over fourteen steps of GRPO, the reward that is
-# paid, and the true quality that nobody pays. Do they rise together? Until when?
+# paid, and the true quality that nobody pays. Do they rise together? Until when? (A reward that
+# stands in for what is meant is a **proxy**. Later a second policy starts from the same place with
+# another reward: these are the two **arms** of the experiment.)
 #
 # `watched` notes the true quality of every completion beside the reward. It does not pay for it.
 
@@ -797,10 +819,12 @@ for each in result.groups[:4]:
     quote(each.rollouts[0].text, f"{each.rollouts[0].score.value:.2f}")
 
 # %% [markdown] id="own-run-lesson"
-# Courtesies cost, so they go: in eight steps "I am glad to help." was worn down to its last word.
-# The cheapest reply of all is one word, worth 0.95, and the run has not found it. RL makes likelier
-# what is sampled already: lesson 05. And the hole in this reward: `in` looks for letters, not for
-# words. "tea" stands in "teacher".
+# Courtesies cost, so they go. In our run that made it rude: "Stop asking." is two words where "I am
+# glad to help." is five, and nothing in this reward forbids it. The cheapest reply of all is one
+# word, worth 0.95. The policy knows such replies, its SFT data has them, and still eight steps did
+# not end there: a step makes likelier what was paid above its group's mean this time, and a nearer
+# cheap reply can win before the cheapest. More in lesson 05. And the hole in this reward: `in`
+# looks for letters, not for words. "tea" stands in "teacher".
 
 # %% id="progress"
 progress()

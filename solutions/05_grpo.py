@@ -49,7 +49,7 @@ rl_config = replace(rl_config, steps=max(25, rl_config.steps))
 rl_config = replace(rl_config, learning_rate=1e-3, max_tokens=MAX_TOKENS)
 
 # %% id="quick-sft"
-from course_lib.environments import is_worked, sums_environment
+from course_lib.environments import sums_environment
 from course_lib.lessons import band, measured, quick_sft, quote
 
 client, tokenizer, _ = quick_sft(service)
@@ -59,8 +59,9 @@ start = client.save_state("after-sft").result().path  # to come back to
 # %% [markdown] id="group-question"
 # ## One question, eight answers
 #
-# A **group** is several answers to one question, sampled from the same model at temperature 1.
-# Some are right by luck, or because the model happened to go about it in a better way.
+# A **group** is several answers to one question, sampled from the same model at temperature 1: each
+# token is drawn with the probability that the model gives it. Some are right by luck, or because
+# the model happened to go about it in a better way.
 #
 # **Predict.** The model is right roughly one time in six. In a group of eight, how many are right?
 
@@ -331,8 +332,8 @@ band("Centring made the difference", centred.accuracy > plain.accuracy + 0.15)
 #
 # ## What makes a group a group
 #
-# "Better than its siblings" makes sense if the siblings answered the *same* question. Here is a
-# bug that stood in a published tutorial: each group was filled with *different* problems. Nothing
+# "Better than its siblings" makes sense if the siblings answered the *same* question. Here is a bug
+# that is easily written and hard to see: each group was filled with *different* problems. Nothing
 # crashed, and the rewards looked normal.
 
 
@@ -486,12 +487,12 @@ band("Most answers are worked now", after.worked_share > 0.6)
 # %% [markdown] id="discovery-lesson"
 # Within a group, a worked answer was right more often than its direct siblings. So its tokens, the
 # first `=` among them, got positive advantages more often than negative ones. That is all. A habit
-# that was rare in the data became the rule, because it pays.
+# of a quarter of the data became the rule, because it pays.
 #
-# Did you see the dead groups in the dashboard? They die out, and then come back: at the end many
-# groups are all right, which teaches as little as all wrong. Training slows down by itself. Then
-# take harder problems, or sample until enough groups are alive (DAPO's "dynamic sampling", Yu et
-# al. 2025).
+# Did you see the dead groups in the dashboard? At first many groups are dead because every answer
+# is wrong. In the middle hardly one is. At the end many are again, because every answer is right,
+# which teaches as little. Training slows down by itself. Then take harder problems, or sample until
+# enough groups are alive (DAPO's "dynamic sampling", Yu et al. 2025).
 #
 # ## Did it learn to add, or to say what it knew?
 #

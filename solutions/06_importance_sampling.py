@@ -263,12 +263,12 @@ show(
 band("The batch loses worth", shares[-1] < 0.97 * shares[0])
 
 # %% [markdown] id="ess-lesson"
-# A few tokens with large ratios are enough: the batch is worth clearly less than its number of
-# tokens, though most of them have hardly moved.
+# Most tokens have hardly moved, and still the batch is worth clearly less than their number. Two
+# kinds cost it: one with a large ratio outweighs many others, and one that has all but vanished is
+# itself lost.
 #
-# Mind what this number sees: huge ratios. A token that became a thousand times rarer weighs
-# nothing any more, and the effective sample size hardly misses it. So look at the histogram as
-# well.
+# Mind what this number cannot see. A vanished token counts as one lost sample, whether it became
+# ten times rarer or a million times. How far such tokens fell only the histogram tells.
 
 # %% [markdown] id="ppo-question"
 # ## PPO: a limit to trust
@@ -375,7 +375,10 @@ show_source(ppo, cispo)
 # %% [markdown] id="clip-widget-note"
 # Compare the three. Set the ratio to 1.5 and the advantage to +1, then to -1. The engine's default
 # for CISPO is 0 to 4; here all use the same range. CISPO stands on the right only: its gradient is
-# not the slope of its loss, since `sg` hides the weight from the derivative.
+# not the slope of its loss, since `sg` hides the weight from the derivative. (On the right the
+# gradient is by the token's *logprob*, which is what training moves. It is the slope by the ratio,
+# as you measured it above, times the ratio, since $dr/d\ln p = r$: a token that has become rare is
+# pushed less.)
 
 # %% id="clip-widget"
 from course_lib.widgets import clip_explorer
@@ -480,13 +483,13 @@ measured("used 4x, gently: the same", gentle_late)
 
 # %% id="hard-drift"
 def mean_drift(metrics):
-    """How far the last of the eight steps had moved from its batch, mean over the batches."""
+    """How far the model was from its batch before the last of the eight steps, on average."""
     moved = [row["kl/sample_train_k3_late"] for row in metrics if "optim/loss" in row]
     return sum(moved) / len(moved)
 
 
 for name, run in runs.items():
-    measured(f"{name}: distance after eight steps", mean_drift(run.metrics), "nats per token")
+    measured(f"{name}: distance before the eighth step", mean_drift(run.metrics), "nats per token")
     quote(run.groups[0].rollouts[0].text, run.groups[0].problem.messages[0].content)
 band(
     "PPO stays nearer to its answers",
@@ -497,10 +500,10 @@ band(
 # The distance is an estimate of the KL divergence, which lesson 07 explains: 0 means that the
 # model still says what it said when it was sampled.
 #
-# Fast gains, and set-backs: eight times the full push on one batch is much. PPO stays nearer to
-# its answers. Does that help the reward? By the numbers of this one start it may even seem to hurt;
-# but one run is one draw. So here is a **recording** of the same runs from five starts, made by
-# `python data/experiments/reuse.py`.
+# Fast gains, and set-backs: eight times the full push on one batch is much. PPO stays nearer to its
+# answers. Does that help the reward? By the numbers of this one start it may even seem to hurt; but
+# one run is one draw. So here is a **recording** of these settings, and of `cispo` pushed as hard,
+# from five starts, made by `python data/experiments/reuse.py`.
 
 # %% id="recording"
 import json
@@ -536,12 +539,15 @@ for one, other in pairs_to_compare:
 # four times the rate, does better than one gentle use, too. But four uses beat that as well, from
 # every start: four short steps, each with a gradient taken anew, get farther than a long one.
 #
-# Pushing hard with importance sampling lost to the gentle run every time. PPO's clip mends most of
-# that, and beats importance sampling from every start; beside four gentle uses its median is about
-# the same, and start by start they beat it four times in five, with half as many training steps.
-# CISPO's default range, 0 to 4, caps only the few largest weights: its starts overlap with those of
-# importance sampling, and five of them do not rank the two. That is no verdict on CISPO, which was
-# made for other sizes; it says that eight hard steps need a brake.
+# In the recording, pushing hard with importance sampling lost to the gentle run from every start.
+# PPO's clip mends a part of that: it beats importance sampling from every start. Four gentle uses
+# beat both, with half as many training steps, though PPO only by a little from three of the five.
+# The recording's first start is the one of this lesson, with the same seed. Where your numbers
+# above say otherwise, that is another draw: eight hard steps make much of a difference in rounding.
+# Five of five is strong, and not certain. CISPO's default range, 0 to 4, caps only the few largest
+# weights: its starts overlap with those of importance sampling, and five of them do not rank the
+# two. That is no verdict on CISPO, which was made for other sizes; it says that eight hard steps
+# need a brake.
 #
 # So: no clip replaces a sensible learning rate. And if the ratios tell that a batch is used up,
 # take a new one.
@@ -552,7 +558,8 @@ progress()
 # %% [markdown] id="take-away"
 # ## What to take away
 #
-# - Samples of another model answer another question. The ratio $p/q$ puts that right, on average.
+# - Samples of another model answer another question. The ratio $p/q$ puts that right: on average
+#   for a single draw, nearly so for the tokens of an answer while the two models are close.
 # - Before the first step every ratio is 1. Check it first, in every run.
 # - A batch may be used more than once, gently. Watch the ratios: they tell when it is used up.
 # - PPO silences tokens that went too far where they were pushed, and only those. It brakes; it
@@ -563,7 +570,7 @@ progress()
 #
 # | loss | what it limits | |
 # | --- | --- | --- |
-# | `importance_sampling` | nothing | right on average; wild when the ratios are |
+# | `importance_sampling` | nothing | nearly right while models are close; else wild |
 # | `ppo` | the pay: none beyond the range, token by token | Schulman et al. 2017 |
 # | `cispo` | the weight: capped, every token keeps a gradient | MiniMax-M1 2025 |
 # | `gspo` | as PPO, with *one* ratio per answer, $e^{\overline{\ln r}}$ | Zheng et al. 2025 |

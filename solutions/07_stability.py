@@ -135,8 +135,8 @@ kl_k3 = check("07.1", kl_k3)
 
 # %% [markdown] id="kl-probe-note"
 # With three outcomes we know the truth, and what each estimator gives on average. The last row is
-# wrong on purpose: the ratio is upside down, as in a published textbook's code. **Predict**: which
-# rows equal the exact KL?
+# wrong on purpose: the ratio is upside down, a slip that is easily made. **Predict**: which rows
+# equal the exact KL?
 
 # %% id="kl-probe"
 from course_lib.plots.estimators import exact_kl
@@ -201,15 +201,16 @@ for name, values in rewards.items():
     measured(f"{name}: reward over the last six steps", sum(values[-6:]) / 6)
 
 # %% [markdown] id="penalty-lesson"
-# A leash pulls back, it does not forbid: single steps may lie as far out as without it.
+# A leash pulls back, it does not forbid: from some starts single steps lie as far out as without
+# it.
 #
 # What does the leash cost? It depends on how far away lies what pays. Here the worked answers are
 # rare after SFT, so preferring them *is* a distance. But the leash itself would allow most of it:
-# reward minus $\beta$ KL is largest where a right answer is $e^{1/\beta}$ = 28 times as likely as
-# before against a wrong one (Rafailov et al. 2023, equation 4). That turns one right answer in
-# seven into five in six, and lies a little over one nat away. Twelve large, noisy steps need not
-# find it. A nat costs 0.3 of a reward that is 1 at most: a run that has gone two or three nats out
-# is paid for coming back, and gives up what it had found on the way.
+# reward minus $\beta$ KL is largest where the *odds* of a right answer are $e^{1/\beta}$ = 28 times
+# what they were (Rafailov et al. 2023, equation 4). That turns one right answer in seven into five
+# in six, and lies a little over one nat away. Twelve large, noisy steps need not find it. A nat
+# costs 0.3 of a reward that is 1 at most, so the leashed run learns more slowly; and one that has
+# gone two or three nats out is paid for coming back, and gives up what it had found on the way.
 #
 # A leash is worth its price where the reward can be cheated (lesson 04), or where the model must
 # keep what it knew. With a reward that is the truth itself many recipes leave it out; the course's
@@ -306,8 +307,9 @@ band("The batch has lost some of its worth", worth[-1] < 0.97)
 band("The model has moved on from it", away[-1] > 2 * away[0])
 
 # %% [markdown] id="staleness-lesson"
-# Read both curves. The worth may even rise again while the model moves on: the effective sample
-# size sees only large ratios (lesson 06), and a token that became rare weighs nothing.
+# Read both curves. The worth may even rise again while the model moves on: a token that has
+# vanished costs one sample and no more, however much further it falls (lesson 06), and large ratios
+# may come down again.
 #
 # It is the *model's* movement that makes a batch old, not time: under a smaller learning rate it
 # lasts longer. Large systems set a limit in steps, and watch the ratio beside it. (The tokens are
@@ -449,9 +451,9 @@ def dpo_loss(policy, reference, beta):
 dpo_loss = check("07.4", dpo_loss)
 
 # %% [markdown] id="dpo-run-note"
-# We make pairs from the model's own answers: in each group that is not dead, a right and a wrong
-# one. It is the same information that GRPO gets, gathered once, without fresh samples. **Predict**:
-# the loss falls; do the chosen answers become *likelier*?
+# We make pairs from the model's own answers: in each group that is not dead, up to three pairs of a
+# right and a wrong one. It is the same information that GRPO gets, gathered once, without fresh
+# samples. **Predict**: the loss falls; do the chosen answers become *likelier*?
 
 # %% id="dpo-pairs"
 from course_lib.preferences import Pair, train_dpo
@@ -501,9 +503,10 @@ band("DPO helped", accuracies[1] > accuracies[0] + 0.1)
 # rejected ones only fell much further. DPO asks for a *gap*, and a gap opens just as well if both
 # fall and the rejected ones fall faster. Nearly every word of a rejected answer ("The answer is
 # ...") stands in the chosen one, too, so what pushes it down pulls there as well. (Each point of
-# the curves is another batch of eight pairs, so they tremble.) The accuracy rises all the same,
-# because what the model says instead is like the chosen answers in what matters: it shows its
-# working.
+# the curves is another batch of eight pairs, so they tremble.) The accuracy rises a little, because
+# every answer now shows its working. But compare the shares above: before, there were more than
+# half as many right answers as worked ones, now about a quarter as many. DPO has learned how the
+# chosen answers *look*, and not to add better.
 #
 # GRPO would have taken one step with these answers, and then asked the model anew. DPO stays with
 # what is on file: cheaper, simpler, and blind to what the model does by now.

@@ -215,9 +215,10 @@ band("The lead of GRPO is smaller at the largest k", gap[-1] < gap[0])
 #
 # ## Better than what? The paired comparison
 #
-# Two intervals that overlap can still belong to two models of which one is surely better. The
-# reason: both were asked the *same* problems. Hard problems are hard for both. So look at each
-# problem's **gain**, after minus before, and only then take the mean.
+# Two intervals that overlap can still belong to two models of which one is surely better. Overlap
+# asks too much in any case, and here there is more to gain: both were asked the *same* problems.
+# Hard problems are hard for both. So look at each problem's **gain**, after minus before, and only
+# then take the mean.
 #
 # The mean gain is an estimate, too. Its **standard error** says how far such a mean spreads from
 # one set of $n$ problems to another: $s / \sqrt{n}$, with $s$ the standard deviation of the gains
@@ -365,10 +366,11 @@ band("Nothing says that it knows the village better", change.interval[0] <= 0)
 # five is answered truly, so there was little to lose. A regression test is worth as much as the
 # skill that it watches. Look at the accuracy before as well as at the change.
 #
-# ## Presets: the same lesson, larger
+# ## Presets: how large is a real run?
 #
-# All lessons run at preset `tiny` unless `COURSE_PRESET` says otherwise. A preset changes sizes,
-# never cells.
+# A preset is a set of sizes, never of cells. `posttrain all` grows with it, and so do lessons 00
+# and 05 (`COURSE_PRESET`); most other lessons fix their own sizes, so that they stay short. The
+# three are:
 
 # %% id="presets"
 for name in ("tiny", "quick", "full"):
@@ -380,10 +382,11 @@ for name in ("tiny", "quick", "full"):
 # %% [markdown] id="cost-question"
 # ## What would it cost?
 #
-# Hosted services charge by the token, and they know three kinds: tokens **prefilled** (prompts
-# that are read), **sampled**, and **trained** on. In GRPO a prompt is prefilled once for its whole
-# group, and the trainer reads prompt and completion of every rollout. Count them for a whole run of
-# `steps` steps, each with `prompts` prompts.
+# Hosted services charge by the token, and they know three kinds: tokens **prefilled** (prompts that
+# are read), **sampled**, and **trained** on. In GRPO a prompt is prefilled once for its whole
+# group, and the trainer reads prompt and completion of every rollout. (If no group is dead: the
+# loop leaves dead ones out, so the third number is the most that it can be.) Count them for a whole
+# run of `steps` steps, each with `prompts` prompts.
 
 
 # %% id="write-cost" exercise="08.4"
@@ -408,9 +411,10 @@ print(f"GRPO at quick: {prefilled:,} prefilled, {sampled:,} sampled, {taught:,} 
 print(f"The trainer reads {taught / sampled:.1f} tokens for every token sampled.")
 
 # %% [markdown] id="cost-lesson"
-# That is a count of tokens, and the trainer's share of them is the largest. Of the *time* sampling
-# takes most: it goes token by token. Multiply by the price list of the service you use. Before a
-# hosted run `posttrain sft`, `rl` and `all` show such an estimate and ask; in a notebook
+# That is a count of tokens. If no group is dead, the trainer's share is the largest; with these
+# lengths it falls behind sampling once more than a third of the groups are dead. Of the *time*
+# sampling takes most: it goes token by token. Multiply by the price list of the service you use.
+# Before a hosted run `posttrain sft`, `rl` and `all` show such an estimate and ask; in a notebook
 # `connect()` refuses until you write `connect(confirm=True)`. Nothing here has to ask: these cells
 # cost electricity.
 #
@@ -471,8 +475,8 @@ progress()
 # - Compare models on the same problems, by the gain on each. An interval that holds 0 is no
 #   evidence.
 # - Measure what you did not train, too.
-# - Cost is tokens: prefilled, sampled, trained. The trainer's share of them is the largest;
-#   sampling takes the most time.
+# - Cost is tokens: prefilled, sampled, trained. The trainer's share of them is the largest while
+#   few groups are dead; sampling takes the most time.
 # - Another back end is another address, and the same cells.
 #
 # ## What next

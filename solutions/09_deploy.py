@@ -105,9 +105,9 @@ for module in list(adapter.pairs)[:3]:
     print(f"  {module}: A {tuple(pair.A.shape)}, B {tuple(pair.B.shape)}")
 
 # %% [markdown] id="checkpoint-lesson"
-# Two matrices for each adapted weight, the rank, alpha: nothing else. Not the base model, not the
-# tokenizer, not the chat template. Whoever gets only this file can do nothing with it, and whoever
-# puts it on another base gets another model. The name of the base is part of the checkpoint.
+# Two matrices for each adapted weight, the rank, alpha, and the *name* of the base: no more. Not
+# the base model itself, not the tokenizer, not the chat template. Whoever gets only this file can
+# do nothing with it, and whoever puts it on another base gets another model.
 #
 # How small is it? $r\,(d_{in}+d_{out})$ numbers stand for $d_{in}\,d_{out}$:
 
@@ -407,7 +407,8 @@ for factor in (1, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001):
 show(rounding_figure(sizes, unmoved, lost, "A change, added in bfloat16"))
 band("At full size most weights move", unmoved[0] < 0.2)
 band("At a thousandth most weights stay as they were", unmoved[-1] > 0.8)
-band("At a tenth a third of them stay, and the logits hardly notice", lost[2] < 0.1 < unmoved[2])
+measured("at a tenth, weights that stay as they were", unmoved[2], "%")
+band("At a tenth many stay, and the logits hardly notice", lost[2] < 0.1 and unmoved[2] > 0.2)
 band("At a thousandth most of what was learned is lost", lost[-1] > 0.5)
 
 # %% [markdown] id="rounding-lesson"

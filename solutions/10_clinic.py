@@ -52,8 +52,11 @@ service = connect()
 # | `tiny_rate` | the steps are far too small |
 # | `flat_reward` | the reward has nothing to do with the answer |
 #
-# First the healthy run by itself. **Before you look**: which of the eight curves should rise in a
-# run that does well, which should fall, and which should stay where it is?
+# First the healthy run by itself, in eight curves: the reward; the share of right answers; the
+# share of dead groups; the largest |ratio - 1|; the KL from the start; the entropy (how unsure the
+# model is of its next token: 0 is no doubt); the length of the answers; the share of them that end.
+# **Before you look**: which should rise in a run that does well, which should fall, and which
+# should stay where it is?
 
 # %% id="healthy-figure"
 from course_lib.plots.clinic import clinic_figure
@@ -127,17 +130,21 @@ print(f"The rules name {agreed} of 8; the healthy run: {diagnose(healthy) or 'no
 # a random reward makes a policy drift, and one run is one drift. (It is tossed once per text, so
 # the same answer is always paid the same.) The flat reward gives the coin away.
 #
-# And one in run G: by its reward it is as healthy as the healthy run. Only one panel tells, and it
-# tells at the first step. Part of that reward is the temperature: at 0.5 a model that has learned
-# the sums slips less often.
+# And one in run G: by its reward it is as healthy as the healthy run. The ratio panel tells, and at
+# the first step. (Who looks closely sees it in the KL, too: 0.19 nats before anything was trained,
+# where it must be 0.) Part of that reward is the temperature: at 0.5 a model that has learned the
+# sums slips less often.
 
 # %% [markdown] id="rise-question"
 # ## Did it rise, or was that noise?
 #
 # Most rules ask whether a curve has risen. Its last value minus its first answers with luck: each
 # is the mean of 64 rewards. So the rules compare means of a fifth of the steps, and ask how far
-# noise alone would carry those. The noise of one step can be read off *neighbouring* steps, whether
-# or not there is a trend (von Neumann 1941):
+# noise alone would carry those: `rise` is the late mean minus the early one, and `noise` its
+# standard error, $\hat\sigma\sqrt{2/w}$ with $w$ steps in a mean. (`fall` begins at the first step
+# alone, since a policy can be spoilt before a window is full; its error is larger for it. `best` is
+# the best mean anywhere.) The noise of one step can be read off *neighbouring* steps, whether or
+# not there is a trend (von Neumann 1941):
 #
 # $$\hat\sigma^2 = \frac{1}{2(n-1)}\sum_{t=1}^{n-1} (x_{t+1} - x_t)^2$$
 #
@@ -234,8 +241,11 @@ band("The rules name kl_runaway", bool(found) and found[0].kind == "kl_runaway")
 
 # %% [markdown] id="mend-note"
 # The sentence ends with what to try. The cheapest is the rate. Note *where* the mended run starts:
-# at the checkpoint before the ruin. A model that has run away does not come back; in all its
-# groups no answer is right, so there is nothing left to learn from.
+# at the checkpoint before the ruin. A model that has run away does not come back; in all its groups
+# no answer is right, so there is nothing left to learn from. (Four of the eight rules,
+# `hacked_reward` and `flat_reward` among them, keep silent below 20 steps. Over nine, "nothing
+# found" says only that it did not run away, start dead, grow endless answers or get its ratios
+# wrong.)
 
 # %% id="mend-live"
 from course_lib.plots.curves import curves_figure
@@ -253,9 +263,10 @@ band("Nothing is found any more", not diagnose(mended.metrics))
 #
 # ## "My data file is refused"
 #
-# `data/broken.jsonl` holds one fault in each row, as people and programs write them. `posttrain
-# validate FILE` names every line; here is the same function. **Before you run it**: which faults
-# would stop training, and which would let it run and spoil it?
+# `data/broken.jsonl` holds two dozen kinds of fault, as people and programs make them, with a few
+# sound rows between. `posttrain validate FILE` names every line; here is the same function.
+# **Before you run it**: a trailing comma, a role called `bot`, a row that stands there twice,
+# Windows line ends: which of these would stop training, and which would let it run and spoil it?
 
 # %% id="jsonl-faults"
 from course_lib.validation import validate_file
@@ -269,10 +280,10 @@ for fault in list(shown.values())[:12]:
 print(f"{report.errors} errors, {report.warnings} warnings, {len(shown)} kinds; fit: {report.ok}")
 
 # %% [markdown] id="jsonl-lesson"
-# The errors are the friendly ones: they stop you. A warning (a repeated row) trains without
-# complaint. And a prompt that also stands in the held-out file is found only by who asks:
-# `posttrain validate FILE --against data/heldout.jsonl`. The remedy is the habit: validate before
-# every run.
+# The errors are the friendly ones: they stop you. A warning (an unknown field; further down in the
+# file, a row that stands there twice) trains without complaint. And a prompt that also stands in
+# the held-out file is found only by who asks: `posttrain validate FILE --against
+# data/heldout.jsonl`. The remedy is the habit: validate before every run.
 #
 # ## "Out of memory"
 #
@@ -424,8 +435,8 @@ band("The merge into the wrong base is refused", refused)
 # # Part 3: your own project
 #
 # The task below is small, so that it trains in seconds: a **till**. Somebody names three prices,
-# the till says the sum, and if it has manners, it says thank you. The model has added numbers,
-# but never pence, and nobody has taught it manners. Everything that you would change for a task of
+# the till says the sum, and if it has manners, it says thank you. The model has added numbers, but
+# never pence, and it does not end with a thank-you. Everything that you would change for a task of
 # your own stands in the next few cells.
 #
 # ## Three rows by heart
@@ -550,7 +561,7 @@ train_sft(till, load_conversations(str(project / "replies.jsonl")), short, token
 after_sft = judge(till, "after SFT", seed=1)
 
 # %% id="own-rl"
-config = replace(sound, steps=16, max_tokens=44)
+config = replace(sound, steps=20, max_tokens=44)  # enough for all rules of diagnose
 grown = train_grpo(till, environment, config, tokenizer=tokenizer, reward=till_reward)
 curves = {name: [row[f"reward/{name}"] for row in grown.metrics] for name in ("right", "thanks")}
 show(curves_figure(curves, "What the reward is made of", "share of answers"))
@@ -645,7 +656,8 @@ quote("posttrain serve deploys/till", "$")
 # %% [markdown] id="capstone-cli-note"
 # And the whole project without a notebook, on a larger model or on hosted Tinker, is one command
 # too. The data are the files that this notebook wrote; the reward is a function in a file: copy the
-# cell `till_reward` into `my_reward.py`, with its imports.
+# function `till_reward` (without the loop below it) into `my_reward.py`, and put `from
+# course_lib.rewards import Score, correct` above it.
 #
 # ```
 # posttrain all --set sft.data_path=runs/capstone/replies.jsonl \
@@ -669,6 +681,8 @@ progress()
 #
 # ## What next
 #
-# This is the last lesson. Change the two cells "own task" and "own reward" into something that you
-# need, and run the notebook again. Then the same with a larger model
-# ([08 Evaluate and scale](08_evaluate.ipynb)).
+# This is the last lesson. Change three cells into something that you need, and run the notebook
+# again: the questions (the one that writes `till.jsonl`), the reward, and the replies for SFT;
+# where the curves are called `right` and `thanks`, name the parts of *your* score. The yes and no
+# lines were written for the till: read the numbers instead. Then the same with a larger model ([08
+# Evaluate and scale](08_evaluate.ipynb)).

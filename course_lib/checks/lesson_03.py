@@ -375,7 +375,7 @@ BATCHES = Exercise(
         "with replacement": Mutant(_with_replacement, NOT_ONCE),
     },
     hints=(
-        "Call the broken version twice with the same arguments, ask which argument it never uses, "
+        "Call the broken version twice with the same arguments, ask which arguments it never uses, "
         "and look at the last batch.",
         "random.Random(something) is a generator of its own: what must that something depend on?",
         "A seed may be a string made of seed and epoch, but not that string's hash(): Python "

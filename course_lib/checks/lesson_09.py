@@ -257,7 +257,7 @@ tags: [lora, grpo]
 ---
 # {name}
 
-Fine-tuned from {base_model} with LoRA, then GRPO.
+Trained on sums of two-digit numbers, from {base_model}: LoRA, SFT, then GRPO.
 
 ## Evaluation
 
@@ -265,7 +265,7 @@ Fine-tuned from {base_model} with LoRA, then GRPO.
 
 ## Limitations
 
-Trained on sums of two-digit numbers; other questions were not measured.
+Only such sums were measured. Do not ask it anything else.
 """
 
 
@@ -301,6 +301,12 @@ NO_LIMITS = (
 )
 
 
+NO_TRAINING = (
+    "It does not say what the model was trained on. A sentence will do: how it was fine-tuned, and "
+    "on what."
+)
+
+
 def _at_the_margin(f, *case) -> bool:
     card = f(*case)
     dashes = [line for line in card.splitlines() if line.strip() == "---"]
@@ -326,9 +332,19 @@ def _has_numbers(f, name, base_model, licence, accuracy, problems) -> bool:
     )
 
 
+def _says_training(f, name, *case) -> bool:
+    prose = f(name, *case).split("---", 2)[-1].replace(name, "")  # which may well say "lora"
+    return re.search(r"train|tun(?:e|ing)|\bLoRA\b|\bSFT\b|\bGRPO\b", prose, re.I) is not None
+
+
 def _has_limits(f, *case) -> bool:
     found = re.search(r"\blimit\w*(.*)", f(*case), re.IGNORECASE | re.DOTALL)
     return found is not None and len(re.findall(r"\w+", found[1])) >= 2
+
+
+def _without_training(*case):
+    card = model_card(*case)
+    return "\n".join(line for line in card.splitlines() if not line.startswith("Trained on"))
 
 
 MODEL_CARD = Exercise(
@@ -356,6 +372,7 @@ MODEL_CARD = Exercise(
         Property(lambda f, name, *case: name in f(name, *case), NO_NAME),
         Property(_has_numbers, NO_NUMBERS),
         Property(_has_limits, NO_LIMITS),
+        Property(_says_training, NO_TRAINING),
     ),
     mutants={
         "prose only": Mutant(lambda *case: model_card(*case).split("---\n", 2)[2], NO_FRONT),
@@ -378,14 +395,15 @@ MODEL_CARD = Exercise(
             NO_NUMBERS,
         ),
         "no limits": Mutant(lambda *case: model_card(*case).split("## Limitations")[0], NO_LIMITS),
+        "no training": Mutant(_without_training, NO_TRAINING),
     },
     hints=(
         "A card has two readers: a machine, which reads the front matter, and a person, who "
         "reads the rest.",
         "The front matter stands between two lines of three dashes at the very beginning, one "
         "`key: value` per line.",
-        "Then Markdown: what it is, an evaluation with accuracy and number of problems, and a "
-        "section on limitations.",
+        "Then Markdown: what it is and what it was trained on, an evaluation with accuracy and "
+        "number of problems, and a section on limitations.",
     ),
     stub='''def model_card(name, base_model, licence, accuracy, problems):
     """Markdown: front matter (base_model, license), evaluation, limitations; accuracy 0..1."""

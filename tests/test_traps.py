@@ -173,6 +173,8 @@ def test_a_given_up_sample_is_cancelled_in_the_engine(plain: Desk):
 def test_an_unknown_future_is_gone_so_that_a_sample_is_sent_again(plain: Desk):
     answer = plain.post("retrieve_future", json={"request_id": "nothing"})
     assert answer.status_code == 410
+    for remedy in ("Send a sample call again", "connect again"):
+        assert remedy in answer.json()["error"]
 
 
 def test_telemetry_is_answered(plain: Desk):

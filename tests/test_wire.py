@@ -237,6 +237,10 @@ def test_an_absent_stop_stays_absent_and_an_empty_one_empty():
             "topk_sample_logprobs is 1000; times all tokens",
         ),
         ({"prompt_logprobs_last_n": 3}, "must be 1 to 2"),
+        (  # It said "it must be 1 to 0".
+            {"prompt": types.ModelInput.from_ints([1]), "prompt_logprobs_last_n": 1},
+            "nothing to score.*leave prompt_logprobs_last_n out",
+        ),
         ({"prompt": types.ModelInput.from_ints([-1])}, "negative"),
         ({"prompt": types.ModelInput.from_ints([2**40])}, "too large"),
     ],

@@ -27,6 +27,10 @@ from course_lib.engine.requests import RequestError
 from course_lib.engine.wire import JSON_TYPE, json_reply, read_json
 
 DYNAMIC_CONFIG = {"refresh_interval_sec": 3600, "sample_cancel_enabled": True}
+GONE = (
+    "The result is gone: it was fetched long ago, or had to make room. Send a sample call again; a "
+    "training call has run. If the engine was started anew, connect again and load a checkpoint"
+)
 
 
 def refusal(status: int, sentence: str) -> Response:
@@ -224,7 +228,7 @@ async def retrieve_future(call: Call) -> Any:
     futures = call.rooms.futures
     pending = futures.find(message.request_id, call.owner)
     if pending is None:
-        return refusal(410, "The result is gone: fetched long ago, or never asked for here")
+        return refusal(410, GONE)
     pending.ask()
     there = LoopEvent()
     pending.when_settled(there.set)

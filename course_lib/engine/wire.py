@@ -164,6 +164,11 @@ def _check_bounds(message: SampleMessage, length: int, limits: Limits, context_l
         if k * tokens > limits.logprob_cells:
             raise RequestError(f"{name} is {k}; times all tokens it may be {limits.logprob_cells}")
     last = message.prompt_logprobs_last_n
+    if last is not None and length < 2:
+        raise RequestError(
+            f"prompt_logprobs_last_n is {last}; a prompt of one token has nothing to score, since "
+            "the first has no log-probability: leave prompt_logprobs_last_n out"
+        )
     if last is not None and not 1 <= last <= length - 1:
         raise RequestError(f"prompt_logprobs_last_n is {last}; it must be 1 to {length - 1}")
 

@@ -151,6 +151,17 @@ def test_rows_of_a_group_are_cut_apart_only_where_their_lengths_differ_much(leng
     assert [bucket.queries.shape[2] for bucket in continuing] == sorted(set(lengths))
 
 
+@pytest.mark.parametrize("longest", [100, 1000, 8000])
+def test_long_rows_pad_no_short_ones(longest):
+    """A row of 8,192 tokens stood beside a third of 1,000 rows of 12: 2.7 million places."""
+    alone = [random_tokens(length, length) for length in (longest, *range(5, 105))]
+    for rows in (alone, rows_of(PROMPT, longest, *range(1, 101))):
+        layout = pack(rows, CPU)
+        places = sum(bucket.queries.size for bucket in layout.buckets)
+        assert sum(bucket.real.sum() for bucket in layout.buckets) == len(layout.tokens)
+        assert places < 2 * len(layout.tokens)
+
+
 def test_a_large_group_pads_no_small_ones():
     """1,000 samples of one prompt beside 200 pairs: the pairs were padded to 1,000 each."""
     large = rows_of(PROMPT, *[4] * 40)
@@ -194,6 +205,13 @@ CASES = {
         for row in (
             *rows_of(PROMPT, *range(2, 13)),
             *(row for seed in range(20, 26) for row in rows_of(random_tokens(14, seed), 3, 4)),
+        )
+    ],
+    "many lengths": [
+        datum(row)
+        for row in (
+            *(random_tokens(length, length) for length in (120, 70, 33, 17, 9, 5, 3, 2)),
+            *rows_of(PROMPT, 1, 2, 4, 9, 40, 70),
         )
     ],
     "several targets": [datum(row, columns=3) for row in GROUPS],

@@ -176,22 +176,36 @@ def bucketed(segments: list[Segment]) -> list[list[Segment]]:
     for chosen, orders in ((alone, [by_length]), (continuing, [by_length, by_group])):
         if chosen:
             facts = np.array([(len(one.tokens), one.offset, beginning(one)) for one in chosen])
-            cuts = [shares(order(*facts.T), n) for order in orders for n in COUNTS]
+            cuts = [cut for order in orders for cut in ways_to_cut(*order(*facts.T))]
             cheapest = min(cuts, key=lambda cut: sum(cost(*facts[share].T) for share in cut))
             buckets += [[chosen[index] for index in share] for share in cheapest]
     return buckets
 
 
-def by_length(lengths: np.ndarray, offsets: np.ndarray, groups: np.ndarray) -> np.ndarray:
-    return np.lexsort((offsets, lengths))
+def by_length(
+    lengths: np.ndarray, offsets: np.ndarray, groups: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """An order of the segments, and the lengths that rise in it."""
+    order = np.lexsort((offsets, lengths))
+    return order, lengths[order]
 
 
-def by_group(lengths: np.ndarray, offsets: np.ndarray, groups: np.ndarray) -> np.ndarray:
-    """The order in which groups stay together: by the longest of each."""
+def by_group(
+    lengths: np.ndarray, offsets: np.ndarray, groups: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """The same with groups that stay together: by the longest of each."""
     _, which = np.unique(groups, return_inverse=True)
     longest = np.zeros_like(groups)
     np.maximum.at(longest, which, lengths)
-    return np.lexsort((groups, longest[which]))
+    order = np.lexsort((groups, longest[which]))
+    return order, longest[which][order]
+
+
+def ways_to_cut(order: np.ndarray, rising: np.ndarray) -> list[list[np.ndarray]]:
+    """A few equal shares, or a cut wherever a length reaches the next power of two: whatever the
+    lengths are, at most half of each row is padding then."""
+    doubled = np.flatnonzero(np.diff(np.frexp(rising)[1])) + 1
+    return [*(shares(order, n) for n in COUNTS), np.split(order, doubled)]
 
 
 def beginning(segment: Segment) -> int:

@@ -212,6 +212,35 @@ def test_a_copy_that_fails_leaves_no_run(plain: Desk):
     assert plain.post("copy_weights", json=body).status_code == 200  # the slot is free again
 
 
+def test_a_run_is_not_made_where_a_copy_lies(plain: Desk):
+    """Its record replaced the copy's: another owner's rank for weights that did not fit it."""
+    client = plain.trainer(rank=4)
+    path, session_id = client.save_state("one").result(WAIT_S).path, client.model_id.split(":")[0]
+    body = {"source_path": path, "session_id": session_id, "model_seq_id": 7}
+    assert plain.post("copy_weights", json=body).status_code == 200
+    run = f"{session_id}:train:7"
+    before = plain.engine.rooms.store.run(run)
+    more = {"session_id": session_id, "model_seq_id": 7, "base_model": "course/base"}
+    answer = plain.post("create_model", json=more | {"lora_config": {"rank": 8}}).json()
+    assert "is taken" in plain.post("retrieve_future", json=answer).text
+    assert plain.engine.rooms.store.run(run) == before
+    assert plain.engine.rooms.runs.get(run) is None
+
+
+@pytest.mark.parametrize("fault", ["unreadable", "ttl"])
+def test_a_copy_that_fails_leaves_no_session_open(plain: Desk, fault: str):
+    path, rooms = plain.trainer().save_state("one").result(WAIT_S).path, plain.engine.rooms
+    live, runs = set(rooms.sessions._live), set((rooms.store.root / "runs").iterdir())
+    body: dict[str, object] = {"source_path": path, "destination_project_id": "archive"}
+    if fault == "ttl":
+        body["ttl_seconds"] = 1
+    else:
+        (rooms.store.folder(parse_path(path)) / "folder").mkdir()  # cannot be copied
+    assert plain.post("copy_weights", json=body).status_code == 400
+    assert set(rooms.sessions._live) == live
+    assert set((rooms.store.root / "runs").iterdir()) == runs
+
+
 def test_of_two_copies_into_one_slot_at_once_one_is_made(plain: Desk, monkeypatch):
     """Both found the slot free, and the run held two checkpoints, one with the other's record."""
     client = plain.trainer()

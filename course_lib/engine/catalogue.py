@@ -158,8 +158,8 @@ def copy_weights(
 ) -> str:
     """A copy of a checkpoint in a run of its own, which cannot be trained."""
     source, record = rooms.checkpoint(owner, message.source_path, readers)
+    moment, expires_at = iso(now()), expiry(message.ttl_seconds)
     session_id, run_id = _slot(rooms, owner, message)
-    moment = iso(now())
     path = TinkerPath(run_id, source.kind, source.name)
     copy = replace(
         record,
@@ -167,7 +167,7 @@ def copy_weights(
         owner=owner,
         created_at=moment,
         public=False,
-        expires_at=expiry(message.ttl_seconds),
+        expires_at=expires_at,
     )
     run = RunRecord(
         run_id,
@@ -186,11 +186,19 @@ def copy_weights(
         rooms.store.write_run(run)
     except BaseException:
         rooms.store.unclaim_run(run_id)
+        _end_archive(rooms, message, session_id, "errored")
         raise
     rooms.sessions.add_run(session_id, run_id)
-    if message.session_id is None:
-        rooms.end_session(session_id, {"type": "client_finished", "reason": {"type": "success"}})
+    _end_archive(rooms, message, session_id, "success")
     return str(path)
+
+
+def _end_archive(
+    rooms: Rooms, message: types.CopyWeightsRequest, session_id: str, reason: str
+) -> None:
+    """End the session that was made for this copy alone; nobody else would."""
+    if message.session_id is None:
+        rooms.end_session(session_id, {"type": "client_finished", "reason": {"type": reason}})
 
 
 def _slot(rooms: Rooms, owner: str, message: types.CopyWeightsRequest) -> tuple[str, str]:

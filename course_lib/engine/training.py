@@ -65,11 +65,17 @@ def new_run(
 
 
 def begin(rooms: Rooms, run: Run, spec: LoraSpec) -> None:
+    claimed = False
     try:
+        claimed = rooms.store.claim_run(run.run_id)
+        if not claimed:
+            raise RequestError(f"{run.run_id} is taken by a copy; use a model_seq_id that is free")
         rooms.runs.create(run, spec)
         write_record(rooms, run)
     except Exception:
         rooms.drop_run(run, "its creation failed")
+        if claimed:
+            rooms.store.unclaim_run(run.run_id)
         raise
 
 

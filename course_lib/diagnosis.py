@@ -148,9 +148,12 @@ def ratio_off(run: _Run) -> Diagnosis | None:
 
 
 def dead_groups(run: _Run) -> Diagnosis | None:
-    """A group whose completions all earn the same teaches nothing."""
+    """A group whose completions all earn the same teaches nothing.
+
+    Where the first groups were alive, it is ruin that killed the others: another rule's case.
+    """
     share = mean(run.dead_share[: run.window])
-    if share < 0.9 or (run.early("env/correct") or 0.0) >= SOLVED:
+    if share < 0.9 or run.dead_share[0] < 0.5 or (run.early("env/correct") or 0.0) >= SOLVED:
         return None
     finding = f"from the start {share:.0%} of the groups are dead: all their rewards are equal"
     remedy = "start from an SFT checkpoint, ask easier problems, or enlarge group_size"

@@ -425,8 +425,8 @@ reader_after = chances(reward_model(reader_weights, tokenizer, "reply"))
 reader_by = accuracy_by_reason(reader_after)
 bars = {
     "one yes": list(after_by.values()),
-    "whole reply, untrained": list(unread_by.values()),
-    "whole reply": list(reader_by.values()),
+    "reply, before": list(unread_by.values()),
+    "reply, after": list(reader_by.values()),
 }
 show(shares_figure(list(after_by), bars, "Two judges, one set of pairs: how often right?"))
 band("The second judge is right on 90 % of the pairs", mean_right(reader_after) >= 0.9)

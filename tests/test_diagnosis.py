@@ -179,6 +179,18 @@ def test_a_reward_that_was_hacked_in_one_step_is_found():
     assert kinds(columns)[0] == "hacked_reward"
 
 
+def test_groups_that_ruin_has_killed_were_not_dead_from_the_start():
+    columns = {
+        **HEALTHY,
+        "env/dead_groups": [2, 7, *[8] * 28],
+        "reward/total": [0.15, 0.02, *[0.0] * 28],
+        "env/correct": [0.15, 0.02, *[0.0] * 28],
+        "optim/entropy": line(0.2, 0.3),
+        "kl/reference": [0.0, *[80.0] * 29],
+    }
+    assert kinds(columns)[0] == "kl_runaway"
+
+
 def test_a_runaway_that_took_two_steps_is_found_where_the_kl_was_measured():
     columns = {
         **HEALTHY,

@@ -326,7 +326,8 @@ def test_without_a_terminal_progress_is_told_at_tenths_at_the_end_and_every_ten_
 ):
     """Only every tenth of the way was told: minutes apart in a long run, and never its end."""
     clock, log = [0.0], io.StringIO()
-    monkeypatch.setattr("course_lib.cli.bars.time.monotonic", lambda: clock[0])
+    clocks = SimpleNamespace(monotonic=lambda: clock[0])
+    monkeypatch.setattr("course_lib.cli.bars.time", clocks)
     bars = Bars(Console(file=log, width=80))
     for step in range(1, 26):
         clock[0] += 12.0 if step in (7, 13) else 1.0

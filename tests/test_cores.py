@@ -6,7 +6,9 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -49,9 +51,9 @@ class Machine:
         self.now, self.cpu_s, self.trials = 100.0, 0.0, 0
         self.share = 1.0
         self.luck: float | None = None  # what a trial is given, where that differs
-        for clock in ("monotonic", "perf_counter"):
-            monkeypatch.setattr(cores.time, clock, lambda: self.now)
-        monkeypatch.setattr(cores.time, "process_time", lambda: self.cpu_s)
+        clocks = {"monotonic": lambda: self.now, "perf_counter": lambda: self.now}
+        clocks["process_time"] = lambda: self.cpu_s
+        monkeypatch.setattr(cores, "time", SimpleNamespace(**clocks))  # other threads keep theirs
         monkeypatch.setattr(cores, "trial_share", self.trial)
 
     def trial(self) -> float:
@@ -103,7 +105,8 @@ def test_a_yes_holds_for_a_second_and_a_no_for_a_moment(
     timed: dict[int, float], monkeypatch: pytest.MonkeyPatch
 ):
     now = 100.0
-    monkeypatch.setattr(cores.time, "monotonic", lambda: now)
+    clocks = {**vars(time), "monotonic": lambda: now}
+    monkeypatch.setattr(cores, "time", SimpleNamespace(**clocks))
     assert cores_answer()
     timed[2] = 60e-6
     now += 0.9
@@ -186,7 +189,7 @@ def test_waiting_for_pythons_lock_is_not_taken_for_slow_cores(monkeypatch: pytes
         clock += next(waits)
         return clock
 
-    monkeypatch.setattr(cores.time, "perf_counter", tick)
+    monkeypatch.setattr(cores, "time", SimpleNamespace(perf_counter=tick))
     assert cores.short_operation_s() == pytest.approx(22e-6)
 
 

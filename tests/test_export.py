@@ -7,7 +7,9 @@ import io
 import json
 import os
 import shutil
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from deploy_models import save_adapter, save_base
@@ -53,7 +55,8 @@ def service(files: FileServer, adapter: Path, base: Path):
 
 @pytest.fixture(autouse=True)
 def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(download_module.time, "sleep", lambda seconds: None)
+    clock = SimpleNamespace(sleep=lambda seconds: None, time_ns=time.time_ns)
+    monkeypatch.setattr(download_module, "time", clock)  # other threads still sleep
 
 
 def same_files(found: Path, wanted: Path) -> bool:

@@ -101,13 +101,14 @@ def test_a_shared_prompt_is_each_rows_own_once_they_part():
         layer.write(new, -new)
     assert grouped.get_seq_length() == 3 + added <= 3 + layer.width
     assert not layer.keys[:, :, :, added:].any()
-    apart = grouped.apart().layers[0]
-    assert apart.rows == 4 and apart.length == 3 + added
-    for row in range(4):
-        begins = [10 * (row // 2) + t for t in (1, 2, 3)]
-        own = [100 * row + t for t in range(added)]
-        assert seen(apart, row)[: 3 + added] == begins + own
-        assert not any(seen(apart, row)[3 + added :])
+    for kept in ([0, 1, 2, 3], [3, 1]):
+        apart = grouped.apart(torch.tensor(kept)).layers[0]
+        assert apart.rows == len(kept) and apart.length == 3 + added
+        for place, row in enumerate(kept):
+            begins = [10 * (row // 2) + t for t in (1, 2, 3)]
+            own = [100 * row + t for t in range(added)]
+            assert seen(apart, place)[: 3 + added] == begins + own
+            assert not any(seen(apart, place)[3 + added :])
 
 
 def test_prompts_are_shared_by_equal_groups_where_that_saves_enough(monkeypatch):

@@ -176,14 +176,13 @@ class GroupedLayer:
     def own(self) -> tuple[Tensor, Tensor]:
         return self.keys, self.values
 
-    def apart(self) -> SlabLayer:
-        """The same, a copy of its prompt for each row."""
-        layer, rows = SlabLayer(), self.shape[1]
+    def apart(self, rows: Tensor) -> SlabLayer:
+        """The rows of these numbers (B,), a copy of its prompt for each."""
+        layer, group, place = SlabLayer(), rows // self.shape[1], rows % self.shape[1]
         whole = []
         for prompts, own in zip(self.prompts, self.own, strict=True):
-            begun = prompts.unsqueeze(1).expand(-1, rows, -1, -1, -1)
-            added = own[..., : self.length, :].transpose(1, 2)
-            whole.append(torch.cat([begun, added], dim=-2).flatten(0, 1))
+            added = own[group, :, place, : self.length]  # (B, kv_heads, columns, D)
+            whole.append(torch.cat([prompts[group], added], dim=-2))
         layer.write(*whole)
         return layer
 
@@ -197,10 +196,10 @@ class GroupedCache:
     def get_seq_length(self) -> int:
         return self.layers[0].before + self.layers[0].length
 
-    def apart(self) -> Cache:
-        """A cache in which each row may come and go."""
+    def apart(self, rows: Tensor) -> Cache:
+        """A cache of these of its rows (B,), in which each may come and go."""
         cache = new_cache()
-        cache.layers = [layer.apart() for layer in self.layers]
+        cache.layers = [layer.apart(rows) for layer in self.layers]
         return cache
 
     @staticmethod

@@ -197,7 +197,7 @@ class Batch:
     def _part_groups(self) -> None:
         """Before rows come or go: each needs all of its columns for itself."""
         if isinstance(self.cache, GroupedCache):
-            self.cache = self.cache.apart()
+            self.cache = self.cache.apart(torch.arange(len(self.rows), device=self.forward.device))
 
     @torch.inference_mode()
     def step(self) -> bool:
@@ -236,7 +236,7 @@ class Batch:
         device = self.forward.device
         self._last = self._last[torch.tensor(order, dtype=torch.long, device=device)]
         if isinstance(self.cache, GroupedCache):
-            self.cache = apart(self.cache, torch.tensor(order, device=device))
+            self.cache = self.cache.apart(torch.tensor(order, device=device))
         else:
             into, source = (torch.tensor(places, device=device) for places in (holes, tails))
             for layer in self.cache.layers:
@@ -252,17 +252,3 @@ class Batch:
                 layer.trim(unseen)
             for row in self.rows:
                 row.start -= unseen
-
-
-def apart(cache: GroupedCache, rows: Tensor) -> Cache:
-    """Of rows that share their prompts only these (B,), each with a copy of its prompt."""
-    kept = new_cache()
-    for layer in cache.layers:
-        group, place = rows // layer.shape[1], rows % layer.shape[1]
-        slab, whole = SlabLayer(), []
-        for prompts, own in zip(layer.prompts, layer.own, strict=True):
-            added = own[group, :, place, : layer.length]  # (B, kv_heads, columns, D)
-            whole.append(torch.cat([prompts[group], added], dim=-2))
-        slab.write(*whole)
-        kept.layers.append(slab)
-    return kept

@@ -79,7 +79,8 @@ class Drawing:
         return torch.softmax(self.tempered(logits), dim=-1)
 
     def pick(self, logits: Tensor, probs: Tensor, draws: np.ndarray) -> Tensor:
-        """One token for each row (B,): the first whose cumulated probability passes the draw.
+        """For each draw, (B,) or several of a row (B, K), a token: the first whose cumulated
+        probability passes it.
 
         top_k and top_p cut what is drawn from, not `probs`. Greedy rows take the largest logit.
         """
@@ -89,13 +90,14 @@ class Drawing:
             probs = probs.index_copy(0, rows, kept)
         exact = torch.float32 if probs.device.type == "mps" else torch.float64
         cumulated = probs.cumsum(-1, dtype=exact)
-        total = cumulated[:, -1]
-        thresholds = (torch.from_numpy(draws).to(total) * total).unsqueeze(-1)
-        tokens = torch.searchsorted(cumulated, thresholds, right=True).squeeze(-1)
+        total = cumulated[:, -1:]
+        thresholds = torch.from_numpy(draws.reshape(len(draws), -1)).to(total) * total
+        tokens = torch.searchsorted(cumulated, thresholds, right=True)
         tokens.clamp_(max=probs.shape[-1] - 1)  # where the probabilities are not numbers
-        if not self.greedy:
-            return tokens
-        return torch.where(self.temperature > 0, tokens, logits.argmax(-1))
+        if self.greedy:
+            drawn = self.temperature.unsqueeze(-1) > 0
+            tokens = torch.where(drawn, tokens, logits.argmax(-1, keepdim=True))
+        return tokens.reshape(draws.shape)
 
 
 def truncated(logits: Tensor, probs: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:

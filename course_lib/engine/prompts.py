@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from course_lib.engine.picking import Drawing, top_entries, truncated, uniforms
+from course_lib.engine.picking import Drawing, top_entries, uniforms
 from course_lib.engine.requests import SampleRequest, SampleResult
 
 ALTERNATIVES = 1 << 32  # their draws come from here on in the stream of the request's seed
@@ -59,21 +59,7 @@ def alternatives(
     how = Drawing.of(
         [request.temperature] * rows, [request.top_k] * rows, [request.top_p] * rows, logits.device
     )
-    seeds = np.full(rows, seed, dtype=np.int64).view(np.uint64)
-    counts = ALTERNATIVES + np.arange(rows * k).reshape(k, rows)
-    tokens = picked(how, logits, uniforms(seeds, counts).T)  # (P - 1, k)
+    seeds = np.full((rows, 1), seed, dtype=np.int64).view(np.uint64)
+    counts = np.ascontiguousarray(ALTERNATIVES + np.arange(rows * k).reshape(k, rows).T)
+    tokens = how.pick(logits, how.probs(logits), uniforms(seeds, counts))  # (P - 1, k)
     return tokens.cpu().numpy(), logprobs.gather(-1, tokens).cpu().numpy()
-
-
-def picked(how: Drawing, logits: Tensor, draws: np.ndarray) -> Tensor:
-    """What `Drawing.pick` gives for each column of draws (P, k), from logits (P, V): (P, k). The
-    probabilities are cut and cumulated only once."""
-    probs = how.probs(logits)
-    if how.cut is not None:
-        probs = truncated(logits, probs, how.top_k, how.top_p)
-    exact = torch.float32 if probs.device.type == "mps" else torch.float64
-    cumulated = probs.cumsum(-1, dtype=exact)
-    total = cumulated[:, -1:]
-    thresholds = torch.from_numpy(np.ascontiguousarray(draws)).to(total) * total
-    tokens = torch.searchsorted(cumulated, thresholds, right=True).clamp_(max=probs.shape[-1] - 1)
-    return logits.argmax(-1, keepdim=True).expand_as(tokens) if how.greedy else tokens

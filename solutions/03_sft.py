@@ -249,8 +249,8 @@ band("A rate that falls ends lower than a constant one", ends["falling"] < ends[
 #
 # Your numbers will be others: if `epoch_batches` is your own, you have a sixth order; and at so
 # high a rate even rounding tells, which differs between machines, and between two runs. With one
-# and the same order the constant rate has ended at 0.80, 1.04 and 1.55 nats, and the run with
-# warm-up at 0.44, 0.55, 0.62 and 0.69.
+# and the same order the constant rate has ended anywhere from 0.69 to 1.55 nats, and the run with
+# warm-up from 0.44 to 0.69.
 
 # %% [markdown] id="heat-question"
 # ## What is learned first?

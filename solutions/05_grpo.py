@@ -490,7 +490,7 @@ band("Most answers are worked now", after.worked_share > 0.6)
 # of a quarter of the data became the rule, because it pays.
 #
 # Did you see the dead groups in the dashboard? At first many groups are dead because every answer
-# is wrong. In the middle hardly one is. At the end many are again, because every answer is right,
+# is wrong. In the middle there are fewer. Later some are dead again, because every answer is right,
 # which teaches as little. Training slows down by itself. Then take harder problems, or sample until
 # enough groups are alive (DAPO's "dynamic sampling", Yu et al. 2025).
 #
